@@ -1,0 +1,1 @@
+"""A driving video and a reference picture in, conditions for the model out."""

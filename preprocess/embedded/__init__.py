@@ -1,0 +1,1 @@
+"""People, poses, faces and hands on a CPU, from six small models."""

@@ -1,0 +1,57 @@
+"""The sampling loop: noise in, a stream of ever cleaner latents out. The caller owns progress, cancel and timing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from .model.transformer import AnimateTransformer, Prepared
+from .schedule import Schedule, make_solver
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Passes:
+    """What the transformer is shown at every step of a clip."""
+
+    conditional: Prepared
+    unconditional: Prepared | None  # None: no guidance, one pass a step
+    guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.unconditional is None) != (self.guidance == 1):
+            raise ValueError(f"guidance {self.guidance} and the unconditional pass must come together")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Step:
+    """One finished step."""
+
+    index: int  # 1 … total
+    total: int
+    latents: torch.Tensor  # (1, 16, L + 1, h, w) float32; frame 0 is the reference picture's, not video
+
+
+def denoise(
+    transformer: AnimateTransformer, passes: Passes, noise: torch.Tensor, schedule: Schedule
+) -> Iterator[Step]:
+    """Sample one clip. `noise` is (1, 16, L + 1, h, w) float32 on the transformer's device.
+
+    Latents and guidance stay in float32, whatever the transformer's weights are.
+    """
+    solver = make_solver(schedule)
+    latents = noise
+    for index, timestep in enumerate(solver.timesteps):
+        velocity = guided_velocity(transformer, passes, latents, int(timestep))
+        latents = solver.step(velocity, timestep, latents, return_dict=False)[0]
+        yield Step(index=index + 1, total=len(solver.timesteps), latents=latents)
+
+
+def guided_velocity(
+    transformer: AnimateTransformer, passes: Passes, latents: torch.Tensor, timestep: int
+) -> torch.Tensor:
+    """The model's prediction at one step, guidance applied: (1, 16, L + 1, h, w) float32."""
+    conditional = transformer.step(latents, timestep, passes.conditional)
+    if passes.unconditional is None:
+        return conditional
+    unconditional = transformer.step(latents, timestep, passes.unconditional)
+    return unconditional + passes.guidance * (conditional - unconditional)

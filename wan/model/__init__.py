@@ -1,0 +1,1 @@
+"""The networks: diffusers' and transformers' classes, loaded, thinly wrapped."""

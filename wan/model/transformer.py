@@ -1,0 +1,168 @@
+"""The 14B network in two halves: `prepare` once a clip, `step` at every step. The network itself is diffusers'.
+
+diffusers' forward() encodes the faces, the pose, the text and the picture anew at every step, and twice with guidance.
+Here all that is constant is computed once: over a request (`embed_context`, `embed_motion` of a blank face) or over a
+clip (`embed_motion`, `prepare`). In float32 the results agree with forward() to rounding.
+
+Precision: with bf16 weights the time embedding, the modulation, the norms and the rotary tables stay float32, and the
+prediction leaves as float32. Legend: B batch, L latent frames of the video (the network sees L + 1: the reference
+picture comes first), h w latent size, T video frames, N tokens, D width, M motion width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.transformers.transformer_wan_animate import (
+    WanAnimateFaceBlockCrossAttention,
+    WanAnimateTransformer3DModel,
+)
+from einops import rearrange
+
+LATENT_CHANNELS = 16
+GIVEN_CHANNELS = 20  # 4 of mask, 16 of latents
+
+KeysValues = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """All the network needs of one clip besides the noisy latents and the time."""
+
+    given: torch.Tensor  # (B, 20, L + 1, h, w): mask and latents of what is already known
+    pose: torch.Tensor  # (B, N_video, D): the pose video's tokens, added to all tokens but the reference's
+    rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, N, 1, D / heads) float32
+    context: torch.Tensor  # (B, 257 + 512, D): projected picture and text
+    faces: tuple[KeysValues, ...]  # one pair an adapter, each (B · (L + 1), tokens, heads, D / heads)
+
+
+class AnimateTransformer(WanAnimateTransformer3DModel):
+    """diffusers' class, with what it computes split by how often it changes."""
+
+    # time_proj joins diffusers' list: the published model computes the modulation in float32 from end to end.
+    _keep_in_fp32_modules = [*(WanAnimateTransformer3DModel._keep_in_fp32_modules or ()), "time_proj"]
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """The type tokens are computed in."""
+        return self.patch_embedding.weight.dtype
+
+    @classmethod
+    def keeps_float32(cls, name: str) -> bool:
+        """Whether the parameter or buffer of this name stays float32 whatever the model's precision."""
+        return not set(cls._keep_in_fp32_modules).isdisjoint(name.split("."))
+
+    def set_precision(self, dtype: torch.dtype) -> "AnimateTransformer":
+        """Cast the weights, but for those that must stay float32. A plain `.to(dtype)` would cast those too."""
+        for name, parameter in self.named_parameters():
+            parameter.data = parameter.data.to(torch.float32 if self.keeps_float32(name) else dtype)
+        return self
+
+    def embed_context(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        """Project text (B, 512, text width) and picture (B, 257, image width) to (B, 769, D). Once a request.
+
+        The blocks' own keys and values of it are not kept: at the real size they would take 0.6 GB a pass to save
+        3 of a step's 7,000 TFLOP.
+        """
+        embedder = self.condition_embedder
+        projected_text = embedder.text_embedder(text.to(self.compute_dtype))
+        projected_image = embedder.image_embedder(image.to(self.compute_dtype))
+        return torch.cat([projected_image, projected_text], dim=1)
+
+    def embed_motion(self, faces: torch.Tensor) -> torch.Tensor:
+        """Motion vectors (n, M) of face crops (n, 3, 512, 512) in [−1, 1]; each face stands for itself.
+
+        Takes one batch: the caller splits long videos, at `config.motion_encoder_batch_size`.
+        """
+        return self.motion_encoder(faces.to(self.compute_dtype))
+
+    def prepare(
+        self,
+        *,
+        given: torch.Tensor,  # (B, 20, L + 1, h, w)
+        pose: torch.Tensor,  # (B, 16, L, h, w) latents
+        motion: torch.Tensor,  # (B, T, M), T = 4 L − 3
+        context: torch.Tensor,  # (B, 769, D), from embed_context
+    ) -> Prepared:
+        """Compute all that is constant over a clip's steps. Raises ValueError where the shapes do not fit."""
+        batch, channels, frames, height, width = given.shape
+        if channels != GIVEN_CHANNELS or pose.shape != (batch, LATENT_CHANNELS, frames - 1, height, width):
+            raise ValueError(f"given {tuple(given.shape)} and pose {tuple(pose.shape)} are not of one clip")
+        if motion.shape[:2] != (batch, 4 * (frames - 2) + 1):
+            raise ValueError(f"{frames - 1} latent frames need {4 * frames - 7} faces, got {motion.shape[1]}")
+        pose_tokens = self.pose_patch_embedding(pose.to(self.compute_dtype))
+        face_tokens = self.face_encoder(motion.to(self.compute_dtype))
+        # The reference picture has no expression of its own: zeros, for the first latent frame.
+        face_tokens = F.pad(face_tokens, (0, 0, 0, 0, 1, 0))
+        return Prepared(
+            given=given.to(self.compute_dtype),
+            pose=rearrange(pose_tokens, "b d t h w -> b (t h w) d").contiguous(),
+            rotary=self.rope(given),
+            context=context,
+            faces=tuple(face_keys_values(adapter, face_tokens) for adapter in self.face_adapter),
+        )
+
+    def step(self, latents: torch.Tensor, timestep: int, prepared: Prepared) -> torch.Tensor:
+        """Predict the velocity: (B, 16, L + 1, h, w) float32 → the same shape, float32. `timestep` in 0 … 1000."""
+        time_embedding, modulation = self.embed_time(timestep)
+        patches = self.patch_embedding(torch.cat([latents.to(self.compute_dtype), prepared.given], dim=1))
+        tokens = rearrange(patches, "b d t h w -> b (t h w) d").contiguous()
+        tokens[:, -prepared.pose.shape[1] :] += prepared.pose
+        for index, block in enumerate(self.blocks):
+            tokens = block(tokens, prepared.context, modulation, prepared.rotary)
+            adapter, phase = divmod(index, self.config.inject_face_latents_blocks)
+            if phase == 0:
+                tokens = tokens + attend_faces(self.face_adapter[adapter], tokens, prepared.faces[adapter])
+        return self._predict(tokens, time_embedding, patches.shape[2:])
+
+    def embed_time(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Time embedding (1, D) and the blocks' modulation (1, 6, D), both float32."""
+        embedder = self.condition_embedder
+        waves = time_waves(timestep, self.config.freq_dim, self.scale_shift_table.device)
+        embedding = embedder.time_embedder(waves)
+        return embedding, rearrange(embedder.time_proj(embedder.act_fn(embedding)), "b (six d) -> b six d", six=6)
+
+    def _predict(self, tokens: torch.Tensor, time_embedding: torch.Tensor, grid: torch.Size) -> torch.Tensor:
+        """Tokens (B, N, D) → velocity (B, 16, L + 1, h, w) float32."""
+        shift, scale = (self.scale_shift_table + time_embedding[:, None]).chunk(2, dim=1)
+        normed = (self.norm_out(tokens.float()) * (1 + scale) + shift).to(tokens.dtype)
+        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        return rearrange(
+            self.proj_out(normed),
+            "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
+            t=t, h=h, w=w, pt=pt, ph=ph, pw=pw,
+        ).float()  # fmt: skip
+
+
+def time_waves(timestep: int, width: int, device: torch.device) -> torch.Tensor:
+    """Sinusoids of the time: (1, width) float32, cosines first.
+
+    Computed in float64 as the published model does; diffusers' float32 is the larger part of its difference from it.
+    """
+    half = width // 2
+    frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
+    angles = timestep * frequencies
+    return torch.cat([angles.cos(), angles.sin()])[None].float()
+
+
+def face_keys_values(adapter: WanAnimateFaceBlockCrossAttention, face_tokens: torch.Tensor) -> KeysValues:
+    """An adapter's keys and values of (B, L + 1, tokens, D): each (B · (L + 1), tokens, heads, D / heads)."""
+    normed = adapter.pre_norm_kv(face_tokens)
+    keys = rearrange(adapter.to_k(normed), "b t n (heads d) -> (b t) n heads d", heads=adapter.heads)
+    values = rearrange(adapter.to_v(normed), "b t n (heads d) -> (b t) n heads d", heads=adapter.heads)
+    return adapter.norm_k(keys), values
+
+
+def attend_faces(
+    adapter: WanAnimateFaceBlockCrossAttention, tokens: torch.Tensor, keys_values: KeysValues
+) -> torch.Tensor:
+    """What the faces add to the tokens (B, N, D). A latent frame's tokens see only that frame's face."""
+    keys, values = keys_values
+    batch, frames = tokens.shape[0], keys.shape[0] // tokens.shape[0]
+    queries = adapter.to_q(adapter.pre_norm_q(tokens))
+    queries = rearrange(queries, "b (t n) (heads d) -> (b t) n heads d", t=frames, heads=adapter.heads)
+    attended = dispatch_attention_fn(
+        adapter.norm_q(queries), keys, values, backend=adapter.processor._attention_backend
+    )
+    return adapter.to_out(rearrange(attended, "(b t) n heads d -> b (t n) (heads d)", b=batch))

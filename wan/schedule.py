@@ -1,0 +1,57 @@
+"""Noise schedules: solver, steps and shift in; sigmas, timesteps and a fresh solver out.
+
+The numbers are those of the published model, not of diffusers' own flow schedules, which differ from them by up to
+5e-3. The solvers are diffusers', given these numbers: so every step is bit for bit what the published code computes.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+
+Solver = Literal["dpm++", "unipc"]
+
+TRAIN_TIMESTEPS = 1000  # Wan2.2 wan/configs/shared_config.py num_train_timesteps
+UNIPC_START = float(np.float32(1 - 1 / TRAIN_TIMESTEPS))  # largest training sigma, as float32; dpm++ starts at 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Schedule:
+    """The noise levels of one clip."""
+
+    solver: Solver
+    sigmas: np.ndarray  # (steps + 1,) float32, falling from about 1 to exactly 0
+    timesteps: np.ndarray  # (steps,) int64: sigma · 1000, truncated
+
+
+def plan_schedule(solver: Solver, *, steps: int, shift: float) -> Schedule:
+    """Noise levels of `steps` ≥ 1 steps: evenly spaced, then shifted once towards the noisy end."""
+    start = 1.0 if solver == "dpm++" else UNIPC_START
+    even = np.linspace(start, 0.0, steps + 1)[:-1]  # float64: the truncation below depends on it
+    shifted = shift * even / (1 + (shift - 1) * even)
+    return Schedule(
+        solver=solver,
+        sigmas=np.append(shifted, 0.0).astype(np.float32),
+        timesteps=(shifted * TRAIN_TIMESTEPS).astype(np.int64),
+    )
+
+
+def make_solver(schedule: Schedule) -> DPMSolverMultistepScheduler | UniPCMultistepScheduler:
+    """A solver at the first step of `schedule`. It remembers earlier steps: make a new one for every clip."""
+    if schedule.solver == "dpm++":
+        solver = DPMSolverMultistepScheduler(
+            algorithm_type="dpmsolver++", solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
+        )
+    else:
+        solver = UniPCMultistepScheduler(
+            solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
+        )
+    solver.set_timesteps(len(schedule.timesteps))
+    solver.sigmas = torch.from_numpy(schedule.sigmas)
+    solver.timesteps = torch.from_numpy(schedule.timesteps)
+    # Truncated timesteps can repeat (many steps, large shift): the first step must not be looked up by its value.
+    solver.set_begin_index(0)
+    return solver
