@@ -24,7 +24,7 @@ test: $(VENV)/installed-dev
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 # --no-build-isolation would need setuptools in the environment; pip fetches the build's own instead.
 $(VENV)/installed: requirements.txt pyproject.toml

@@ -1,7 +1,7 @@
 """The app in a shell: `wan-animate run | preview | demo | schema`. Drives the same App as the platform does.
 
-Progress and messages go to stderr, the output as JSON to stdout. Exit code 0: done; 1: failed; 2: the request or its
-files cannot be used as they are; 130: cancelled with Ctrl-C.
+Progress and messages go to stderr, the output as JSON to stdout. Exit code 0: done; 1: failed; 2: the request
+or its files cannot be used as they are; 130: cancelled with Ctrl-C.
 """
 
 import argparse
@@ -123,8 +123,7 @@ def _preview(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
-    from .preprocess.preview import sheet_of_result  # noqa: PLC0415 - loads torch's companions; `schema` need not
-    from .wan.model.device import usable_gpu  # noqa: PLC0415
+    from .wan.model.device import usable_gpu  # noqa: PLC0415 - loads torch; `schema` need not
 
     fields = {"driving_video": options.driving, "reference_image": options.reference, "mode": options.mode}
     setup = AppSetup()
@@ -132,21 +131,20 @@ def _demo(options: argparse.Namespace) -> dict[str, Any]:
         setup = AppSetup(model="smoke")
         fields |= DEMO_WITHOUT_GPU
         sys.stderr.write(
-            "no usable GPU here: real preprocessing, then the smoke model at a small size; what its picture shows "
-            "is not meaningful\n"
+            "no usable GPU here: real preprocessing, then the smoke model at a small size; "
+            "what its picture shows is not meaningful\n"
         )
     request = AppInput.model_validate(fields | {"preview": True})
     output = asyncio.run(_use_app(setup, lambda app: app.run(request)))
-    answer = _delivered(
-        output, options.out, {"output_video": "demo", "preview_video": "demo-preview"}, replace=True
-    )
-    sheet = options.out / "demo.png"
-    sheet_of_result(
-        preview=Path(answer["preview_video"]["path"]),
-        result=Path(answer["output_video"]["path"]),
-        target=sheet,
-    )
-    return answer | {"contact_sheet": {"path": str(sheet.resolve())}}
+    names = {"output_video": "demo", "preview_video": "demo-preview"}
+    assert isinstance(output, AppOutput)
+    assert output.preview_video is not None  # asked for above
+    sheet = Path(str(output.preview_video.path)).with_suffix(
+        ".png"
+    )  # production.py puts it beside the preview
+    shutil.move(sheet, _made(options.out) / "demo.png")
+    answer = _delivered(output, options.out, names, replace=True)
+    return answer | {"contact_sheet": {"path": str((options.out / "demo.png").resolve())}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -166,7 +164,7 @@ def _read_setup(path: Path | None) -> AppSetup:
 
 
 def _read_input(path: Path) -> dict[str, Any]:
-    """The request, with local paths made absolute: they are relative to the input file, not to where we stand."""
+    """The request, with local paths made absolute: they are relative to the input file."""
     data = _read_json(path)
     for name in FILE_FIELDS:
         value = data.get(name)
@@ -188,8 +186,8 @@ def _absolute(address: Any, folder: Path) -> Any:  # noqa: ANN401 - whatever sta
 def _delivered(
     output: BaseAppOutput, folder: Path, names: dict[str, str], *, replace: bool = False
 ) -> dict[str, Any]:
-    """Move the files of a result into `folder`; an existing file is only written over where `replace` says so."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Move the files of a result into `folder`; existing files are kept unless `replace` says otherwise."""
+    _made(folder)
     for field, stem in names.items():
         file: File | None = getattr(output, field)
         if file is None or file.path is None:
@@ -203,6 +201,11 @@ def _delivered(
         shutil.move(made, target)
         setattr(output, field, File(path=str(target.resolve())))
     return output.model_dump(mode="json")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 async def _use_app(setup: AppSetup, call: Callable[[App], AsyncGenerator[Shown, None]]) -> Shown:

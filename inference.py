@@ -1,4 +1,4 @@
-"""The app as inference.sh sees it: fields with bounds and help, in and out. Translation only, no tensor in it.
+"""The app as inference.sh sees it: fields with bounds and help. Translation only, no tensor in it.
 
 Importing this module needs no GPU, no weights and next to no time: everything heavy is imported by `setup`.
 """
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .wan.media.probe import VideoInfo
 
 FILE_FIELDS = ("driving_video", "reference_image")
+DONE: dict[str, Any] = {"stage": "done", "progress": 1.0, "eta_s": 0.0}
 RESOLUTION_LABELS = ((480, "480p"), (720, "720p"), (1080, "1080p"), (1440, "1440p"), (float("inf"), "4k"))
 """The platform's presets by the shorter side in pixels: the smallest that holds the picture."""
 
@@ -45,7 +46,7 @@ def _shown(address: str) -> str:
 
 
 def _fetched(value: object, handler: Callable[[object], File | None]) -> File:
-    """A file from a URL, a path, a data URI or {"path" | "uri": any of them}; one sentence where there is none."""
+    """A file from a URL, a path, a data URI or {"path" | "uri": any of them}, or one sentence."""
     if isinstance(value, dict):
         address = value.get("uri") or value.get("path")
         # The SDK takes {"path": "https://…"} for a local path; as an address it does what the caller means.
@@ -125,8 +126,8 @@ Side = Annotated[
     Field(
         ge=256,
         le=1920,
-        description="Asked size in pixels: width × height is the target area; the aspect ratio comes from the "
-        "reference image (animation) or from the driving video (replacement).",
+        description="Asked size in pixels: width × height is the target area; the aspect ratio comes from "
+        "the reference image (animation) or from the driving video (replacement).",
     ),
 ]
 Fps = Annotated[
@@ -146,8 +147,8 @@ RetargetFlag = Annotated[
 UseFlux = Annotated[
     bool,
     Field(
-        description="With retarget_flag: first edit the reference and the first driving frame to a neutral stance "
-        "with FLUX.1-Kontext (gated model, needs HF_TOKEN)."
+        description="With retarget_flag: first edit the reference and the first driving frame to a neutral "
+        "stance with FLUX.1-Kontext (gated model, needs HF_TOKEN)."
     ),
 ]
 MaskIterations = Annotated[
@@ -206,32 +207,35 @@ class AppSetup(BaseAppSetup):
     """What is loaded once and kept between requests; a change reloads."""
 
     model: Literal["wan2.2-animate-14b", "smoke"] = Field(
-        "wan2.2-animate-14b",
-        description="wan2.2-animate-14b needs a CUDA GPU; smoke is the same network at a tiny size with random "
-        "weights: it shows that everything works, on any machine, but paints nothing meaningful.",
+        default="wan2.2-animate-14b",
+        description="wan2.2-animate-14b needs a CUDA GPU; smoke is the same network at a tiny size with "
+        "random weights: it shows that everything works, on any machine, but paints nothing meaningful.",
     )
     preprocessing: Literal["auto", "full", "embedded"] = Field(
-        "auto",
+        default="auto",
         description="full: YOLOv10m, ViTPose-H, SAM2; embedded: small models for a CPU; "
         "auto: full with the 14B model, embedded with smoke.",
     )
     precision: Literal["auto", "bf16", "fp8"] = Field(
-        "auto", description="Number format of the transformer's weights; auto = bf16."
+        default="auto", description="Number format of the transformer's weights; auto = bf16."
     )
-    gpus: int = Field(0, ge=0, le=8, description="GPUs that work on one video; 0 = all visible.")
-    compile: bool = Field(True, description="Compile the transformer's blocks on the GPU: slower first clip.")
-    attention: str = Field("auto", description="Attention backend by name; auto chooses the fastest.")
+    gpus: int = Field(default=0, ge=0, le=8, description="GPUs that work on one video; 0 = all visible.")
+    compile: bool = Field(
+        default=True, description="Compile the transformer's blocks on the GPU: slower first clip."
+    )
+    attention: str = Field(default="auto", description="Attention backend by name; auto chooses the fastest.")
     loras: list[dict[str, Any]] = Field(
         default_factory=list, description="LoRAs for every request: a list of {source, strength}."
     )
     step_cache: Literal["off", "on"] = Field(
-        "off", description="Skip steps that change little: faster, not exact."
+        default="off", description="Skip steps that change little: faster, not exact."
     )
     resume: bool = Field(
-        True, description="Keep finished clips so that a repeated request goes on from them."
+        default=True, description="Keep finished clips so that a repeated request goes on from them."
     )
     keep_intermediates: bool = Field(
-        False, description="Also write src_pose.mp4, src_face.mp4, src_ref.png, src_bg.mp4 and src_mask.mp4."
+        default=False,
+        description="Also write src_pose.mp4, src_face.mp4, src_ref.png, src_bg.mp4 and src_mask.mp4.",
     )
 
 
@@ -258,49 +262,62 @@ class _Options(BaseAppInput):
         AfterValidator(_clip_len),
     ] = 77
     refert_num: Literal[1, 5] = Field(
-        1,
-        description="Frames of the previous clip that guide the next, 1 or 5; 5 joins clips more smoothly and "
-        "needs clip_len of 13 or more.",
+        default=1,
+        description="Frames of the previous clip that guide the next, 1 or 5; 5 joins clips more smoothly "
+        "and needs clip_len of 13 or more.",
     )
     shift: float = Field(
-        5.0, ge=1, le=10, description="Noise schedule shift, 1 to 10; higher spends more steps on structure."
+        default=5.0,
+        ge=1,
+        le=10,
+        description="Noise schedule shift, 1 to 10; higher spends more steps on structure.",
     )
-    sample_solver: Literal["dpm++", "unipc"] = Field("dpm++", description="Solver of the diffusion steps.")
+    sample_solver: Literal["dpm++", "unipc"] = Field(
+        default="dpm++", description="Solver of the diffusion steps."
+    )
     sampling_steps: int = Field(
-        20, ge=1, le=100, description="Diffusion steps a clip, 1 to 100; time grows in proportion."
+        default=20, ge=1, le=100, description="Diffusion steps a clip, 1 to 100; time grows in proportion."
     )
     guide_scale: float = Field(
-        1.0,
+        default=1.0,
         ge=1,
         le=10,
         description="Classifier-free guidance on face and text, 1 to 10; above 1 every step costs twice.",
     )
     input_prompt: str = Field(
-        "", description="What happens in the video; empty = the model's own default prompt."
+        default="", description="What happens in the video; empty = the model's own default prompt."
     )
     n_prompt: str = Field(
-        "", description="What to avoid; used with guide_scale above 1; empty = the model's own default."
+        default="",
+        description="What to avoid; used with guide_scale above 1; empty = the model's own default.",
     )
     seed: int = Field(
-        -1, ge=-1, le=2**32 - 1, description="Random seed; -1 draws one. The seed used is returned."
+        default=-1, ge=-1, le=2**32 - 1, description="Random seed; -1 draws one. The seed used is returned."
     )
-    offload_model: bool = Field(True, description="Free each model's GPU memory when its stage is over.")
+    offload_model: bool = Field(
+        default=True, description="Free each model's GPU memory when its stage is over."
+    )
     turbo: bool = Field(
-        False,
-        description="4-step distilled LoRA: about five times faster. Sampling fields at their defaults follow "
-        "its preset, other values are kept.",
+        default=False,
+        description="4-step distilled LoRA: about five times faster. Sampling fields at their defaults "
+        "follow its preset, other values are kept.",
     )
     relight: bool | None = Field(
-        None, description="Official relighting LoRA (replacement only); null = on in replacement."
+        default=None, description="Official relighting LoRA (replacement only); null = on in replacement."
     )
     subject: Subject = "largest"
     start_s: StartS = 0
     duration_s: DurationS = None
-    keep_audio: bool = Field(True, description="Keep the driving video's sound, cut to the result's length.")
-    quality: int = Field(
-        18, ge=0, le=51, description="H.264 constant rate factor, 0 (best, largest) to 51 (worst, smallest)."
+    keep_audio: bool = Field(
+        default=True, description="Keep the driving video's sound, cut to the result's length."
     )
-    preview: bool = Field(False, description="Also return the conditioning side by side as a video.")
+    quality: int = Field(
+        default=18,
+        ge=0,
+        le=51,
+        description="H.264 constant rate factor, 0 (best, largest) to 51 (worst, smallest).",
+    )
+    preview: bool = Field(default=False, description="Also return the conditioning side by side as a video.")
 
     @model_validator(mode="after")
     def _cross_rules(self) -> Self:
@@ -309,7 +326,7 @@ class _Options(BaseAppInput):
             raise ValueError("relight is for replacement only: set it to null or false in animation")
         if self.refert_num == 5 and self.clip_len < 13:
             raise ValueError(
-                f"refert_num 5 needs clip_len of at least 13, not {self.clip_len}: use clip_len 13 or refert_num 1"
+                f"refert_num 5 needs clip_len of at least 13, not {self.clip_len}: raise it or use 1"
             )
         if self.turbo:
             raise ValueError("turbo is not available yet in this version: set it to false")
@@ -391,7 +408,7 @@ NumFrames = Annotated[int, Field(description="Frames of the result; 0 until it i
 RateOut = Annotated[float, Field(description="Frames per second of the result; 0 until it is known.")]
 WidthOut = Annotated[int, Field(description="Width of the result in pixels; 0 until it is known.")]
 HeightOut = Annotated[int, Field(description="Height of the result in pixels; 0 until it is known.")]
-Warnings = Annotated[
+Sentences = Annotated[
     list[str], Field(default_factory=list, description="What was adjusted, held or ignored, in words.")
 ]
 Timings = Annotated[dict[str, float], Field(default_factory=dict, description="Seconds a stage.")]
@@ -404,7 +421,7 @@ class AppOutput(BaseAppOutput):
     progress: Share
     eta_s: EtaS = None
     output_video: File | None = Field(
-        None,
+        default=None,
         description="The finished video (MP4, H.264, with the driving video's sound); null until the end.",
         json_schema_extra={"contentMediaType": "video/*"},
     )
@@ -414,7 +431,7 @@ class AppOutput(BaseAppOutput):
     fps: RateOut = 0
     width: WidthOut = 0
     height: HeightOut = 0
-    warnings: Warnings
+    warnings: Sentences
     timings: Timings
 
 
@@ -426,16 +443,18 @@ class PreviewOutput(BaseAppOutput):
     eta_s: EtaS = None
     preview_video: PreviewVideo = None
     contact_sheet: File | None = Field(
-        None,
+        default=None,
         description="Evenly spread frames of the preview in one picture (PNG).",
         json_schema_extra={"contentMediaType": "image/*"},
     )
     num_frames: NumFrames = 0
-    num_clips: int = Field(0, description="Clips the result would be made of, at the default clip length.")
+    num_clips: int = Field(
+        default=0, description="Clips the result would be made of, at the default clip length."
+    )
     fps: RateOut = 0
     width: WidthOut = 0
     height: HeightOut = 0
-    warnings: Warnings
+    warnings: Sentences
     timings: Timings
 
 
@@ -445,8 +464,9 @@ class App(BaseApp):
     _studio: "Studio | None" = PrivateAttr(default=None)
     _worker: Worker | None = PrivateAttr(default=None)
 
-    async def setup(self, config: AppSetup) -> None:
-        """Load the models that `config` asks for. Raises SetupFailed with one sentence where that is impossible."""
+    # The platform finds these by name and inspects their parameters; the base class only holds their places.
+    async def setup(self, config: AppSetup) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Load the models that `config` asks for. Raises SetupFailed where that is impossible."""
         await self.unload()
         _check_setup(config)
         self._worker = Worker()
@@ -460,7 +480,9 @@ class App(BaseApp):
 
         self._studio = await self._worker.start(build, cancel_requested=lambda: False).result()
 
-    async def run(self, input_data: AppInput) -> AsyncGenerator[AppOutput, None]:
+    async def run(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_data: AppInput
+    ) -> AsyncGenerator[AppOutput, None]:
         """Make the video. Yields snapshots of the progress; the last one holds the files."""
         studio, worker = self._ready()
         seed = secrets.randbelow(2**32) if input_data.seed == -1 else input_data.seed
@@ -474,13 +496,35 @@ class App(BaseApp):
         finally:
             await running.abandon()
         yield AppOutput(
-            stage="done",
-            progress=1.0,
-            eta_s=0.0,
-            output_video=File(path=str(made.video)),
+            **DONE,
+            output_video=_file(made.video),
+            preview_video=_file(made.preview),
             seed=seed,
             **_so_far(running.job, production.facts),
-            output_meta=_meta(made, input_data),
+            output_meta=_meta(
+                made, input_data.model_dump(include={"mode", "sampling_steps"}), production.facts
+            ),
+        )
+
+    async def preview(self, input_data: PreviewInput) -> AsyncGenerator[PreviewOutput, None]:
+        """Make only the conditioning, to look at: skeleton, face, and in replacement mask over background."""
+        studio, worker = self._ready()
+        production = studio.production(_request(input_data, seed=0))
+        running = worker.start(production.make_preview, cancel_requested=self._cancel_requested)
+        _warn_unknown(input_data, running)
+        try:
+            async for progress in running.updates():
+                yield PreviewOutput(**_standing(progress), **_so_far(running.job, production.facts))
+            made = await running.result()
+        finally:
+            await running.abandon()
+        yield PreviewOutput(
+            **DONE,
+            preview_video=_file(made.preview),
+            contact_sheet=_file(made.contact_sheet),
+            num_clips=production.facts.num_clips if production.facts else 0,
+            **_so_far(running.job, production.facts),
+            output_meta=_meta(made, input_data.model_dump(include={"mode"}), production.facts),
         )
 
     async def on_cancel(self) -> bool:
@@ -520,19 +564,14 @@ def _check_setup(config: AppSetup) -> None:
             raise NotAvailableYet(f"setup option {name} is not available yet in this version: leave it out")
 
 
-def _request(options: AppInput, seed: int) -> "Request":
-    from .production import Request, Sampling  # noqa: PLC0415 - loaded by setup already
+def _request(options: AppInput | PreviewInput, seed: int) -> "Request":
+    from .preprocess.silhouette import MaskShaping  # noqa: PLC0415 - loaded by setup already
+    from .production import Request  # noqa: PLC0415
+    from .wan.sampling import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, Sampling  # noqa: PLC0415
 
-    return Request(
-        driving=Path(str(options.driving_video.path)),
-        reference=Path(str(options.reference_image.path)),
-        width=options.resolution_width,
-        height=options.resolution_height,
-        fps=options.fps,
-        start_s=options.start_s,
-        duration_s=options.duration_s,
-        subject=options.subject,
-        sampling=Sampling(
+    sampling, delivery = Sampling(seed=seed), {}
+    if isinstance(options, AppInput):
+        sampling = Sampling(
             steps=options.sampling_steps,
             shift=options.shift,
             guidance=options.guide_scale,
@@ -540,13 +579,34 @@ def _request(options: AppInput, seed: int) -> "Request":
             seed=seed,
             clip_len=options.clip_len,
             overlap=options.refert_num,
-            prompt=options.input_prompt,
-            negative_prompt=options.n_prompt,
+            prompt=options.input_prompt or DEFAULT_PROMPT,
+            negative_prompt=options.n_prompt or DEFAULT_NEGATIVE_PROMPT,
+        )
+        delivery = options.model_dump(include={"keep_audio", "quality", "preview"})
+    return Request(
+        driving=Path(str(options.driving_video.path)),
+        reference=Path(str(options.reference_image.path)),
+        replaces=options.mode == "replacement",
+        width=options.resolution_width,
+        height=options.resolution_height,
+        fps=options.fps,
+        start_s=options.start_s,
+        duration_s=options.duration_s,
+        subject=options.subject,
+        shaping=MaskShaping(
+            iterations=options.mask_iterations,
+            kernel_size=options.mask_kernel_size,
+            columns=options.mask_w_subdivisions,
+            rows=options.mask_h_subdivisions,
         ),
-        keep_audio=options.keep_audio,
-        quality=options.quality,
+        sampling=sampling,
         settings=options.model_dump(exclude={*FILE_FIELDS, "seed"}),
+        **delivery,
     )
+
+
+def _file(path: Path | None) -> File | None:
+    return None if path is None else File(path=str(path))
 
 
 def _warn_unknown(options: AppInput | PreviewInput, running: Running) -> None:
@@ -576,21 +636,17 @@ def _so_far(job: Job, facts: "Facts | None") -> dict[str, Any]:
     }
 
 
-def _meta(made: "Made", options: AppInput) -> OutputMeta:
+def _meta(made: "Made", extra: dict[str, Any], facts: "Facts | None") -> OutputMeta:
     """What the platform bills by, measured from the files."""
-    extra = {
-        "mode": options.mode,
-        "steps": options.sampling_steps,
-        "clips": made.facts.num_clips,
-        "frames": made.output.num_frames,
-    }
     height, width = made.reference_size
+    output = made.measured
+    extra |= {"frames": output.num_frames, "clips": facts.num_clips if facts else 0}
     return OutputMeta(
         inputs=[
             _video_meta(made.driving, {}),
             ImageMeta(width=width, height=height, resolution_mp=width * height / 1e6),
         ],
-        outputs=[_video_meta(made.output, extra)],
+        outputs=[_video_meta(output, extra)],
     )
 
 

@@ -5,29 +5,34 @@ probe → people → pose → smooth → encode_text → encode_image → per cl
 
 import errno
 import json
-import logging
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 
 from .preprocess.backends import build_backend
-from .preprocess.clip_source import AnimationSource
-from .preprocess.geometry import fit_size, scale_and_crop
+from .preprocess.clip_source import AnimationSource, ReplacementSource, TrackedSource
+from .preprocess.geometry import fit_size, pad_to_fit, scale_and_crop
 from .preprocess.preprocessor import Preprocessor
+from .preprocess.preview import write_contact_sheet, write_preview
+from .preprocess.silhouette import MaskShaping
+from .preprocess.subjects import Subject
+from .preprocess.track_cache import TrackCache
+from .preprocess.tracks import Tracks
 from .wan import __version__
 from .wan.animator import Animator
 from .wan.clips import plan_clips
-from .wan.media.decode import SourceVideo, plan_frames
+from .wan.media.decode import SourceVideo, open_video
 from .wan.media.encode import AudioTrack, VideoWriter
 from .wan.media.probe import VideoInfo, probe_video
 from .wan.media.still import load_image
@@ -36,14 +41,16 @@ from .wan.runtime.errors import DiskFull, OutOfMemory
 from .wan.runtime.job import Job
 from .wan.sampling import Sampling
 
-logger = logging.getLogger(__name__)
-
 KEPT_OUTPUT_S = (
     6 * 3600.0
 )  # older result folders of this program are removed: workers live long, disks are finite
 
 PROBE_GUESS_S = 0.5
 WRITE_GUESS_S = 0.02  # a 720p frame through libx264 on two cores
+PREVIEW_GUESS_S = 0.06  # a frame decoded, drawn, laid out and encoded
+
+LABEL = {"comment": "AI-generated video, made with WAN 2.2 Animate", "wan_animate_version": __version__}
+"""What every file we make says of itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,15 +59,18 @@ class Request:
 
     driving: Path
     reference: Path
+    replaces: bool  # replacement; False: animation
     width: int
     height: int
     fps: float  # −1 keeps the source's
     start_s: float
     duration_s: float | None
-    subject: str
+    subject: Subject
+    shaping: MaskShaping
     sampling: Sampling
-    keep_audio: bool
-    quality: int
+    keep_audio: bool = True
+    quality: int = 18
+    preview: bool = False
     settings: Mapping[str, Any]  # as asked, for the MP4's metadata
 
 
@@ -79,21 +89,27 @@ class Facts:
 class Made:
     """A finished request: files, and what was measured from them."""
 
-    video: Path
+    video: Path | None  # None: only the preview was asked for
+    preview: Path | None
+    contact_sheet: Path | None
     driving: VideoInfo
     reference_size: tuple[int, int]  # (H, W) of the picture given
-    output: VideoInfo
+
+    @property
+    def measured(self) -> VideoInfo:
+        """The video that was made, read back from its file."""
+        path = self.video or self.preview
+        assert path is not None  # one of the two is always made
+        return probe_video(path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Shot:
     """The inputs, opened and measured."""
 
-    info: VideoInfo
     video: SourceVideo
     reference: np.ndarray  # (H, W, 3) uint8 RGB at the output's size
     reference_size: tuple[int, int]  # (H, W) as given
-    facts: Facts
 
 
 @dataclass(slots=True, kw_only=True)
@@ -103,83 +119,146 @@ class Production:
     request: Request
     preprocessor: Preprocessor
     animator: Animator
+    track_cache: TrackCache
     facts: Facts | None = field(default=None, init=False)
 
     def make_video(self, job: Job) -> Made:
         """The whole request. Whatever ends it early leaves nothing on disk."""
         with _own_folder() as folder, _plain_errors():
-            shot = self._open(job)
-            self._announce(shot, job)
-            tracks = self.preprocessor.tracks(shot.video, subject=self.request.subject, job=job)
-            source = AnimationSource(video=shot.video, tracks=tracks, reference=shot.reference)
+            shot, facts = self._open(job)
+            tracks = self._tracks(shot, job, then=lambda: self._announce_clips(facts, job))
+            source = self._source(shot, tracks)
             target = folder / "output.mp4"
-            with self._writer(target, shot) as writer:
+            with self._writer(target, shot, facts) as writer:
                 for frames in self.animator.frames(source, self.request.sampling, job):
                     with job.stage("write") as stage:
                         writer.write(frames)
                         stage.advance(len(frames))
-                with job.stage("write"):
-                    writer.close()
+            preview, sheet = None, None
+            if self.request.preview:
+                finished = open_video(target)
+                preview, sheet = self._show(folder, source, job, finished=finished)
             return Made(
                 video=target,
-                driving=shot.info,
+                preview=preview,
+                contact_sheet=sheet,
+                driving=shot.video.info,
                 reference_size=shot.reference_size,
-                output=probe_video(target),
             )
 
-    def _open(self, job: Job) -> _Shot:
+    def make_preview(self, job: Job) -> Made:
+        """Only the conditioning, to look at."""
+        with _own_folder() as folder, _plain_errors():
+            shot, facts = self._open(job)
+            tracks = self._tracks(shot, job, then=lambda: self._announce_show(facts, job))
+            preview, sheet = self._show(folder, self._source(shot, tracks), job, finished=None)
+            return Made(
+                video=None,
+                preview=preview,
+                contact_sheet=sheet,
+                driving=shot.video.info,
+                reference_size=shot.reference_size,
+            )
+
+    def _open(self, job: Job) -> tuple[_Shot, Facts]:
         request = self.request
         job.expect("probe", 1, seconds_a_unit=PROBE_GUESS_S)
         with job.stage("probe") as stage:
-            info = probe_video(request.driving)
-            plan = plan_frames(info, fps=request.fps, start_s=request.start_s, duration_s=request.duration_s)
+            video = open_video(
+                request.driving, fps=request.fps, start_s=request.start_s, duration_s=request.duration_s
+            )
+            for sentence in (*video.info.warnings, *video.plan.warnings):
+                job.warn(sentence)
             picture = load_image(request.reference)
-            width, height = fit_size(
-                (picture.shape[1], picture.shape[0]), width=request.width, height=request.height
-            )
-            reference = scale_and_crop(picture, width=width, height=height)
-            clips = plan_clips(
-                len(plan.indices), clip_len=request.sampling.clip_len, overlap=request.sampling.overlap
-            )
+            shape = video.size if request.replaces else picture.shape[:2]
+            width, height = fit_size((shape[1], shape[0]), width=request.width, height=request.height)
+            if request.replaces:  # the model expects the character whole, on black, in the video's shape
+                reference = pad_to_fit(picture, width=width, height=height, interpolation=cv2.INTER_LINEAR)
+            else:
+                reference = scale_and_crop(picture, width=width, height=height)
+            sampling = request.sampling
+            clips = plan_clips(video.num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap)
             self.facts = Facts(
-                num_frames=len(plan.indices),
+                num_frames=video.num_frames,
                 num_clips=len(clips),
-                fps=plan.fps,
+                fps=video.fps,
                 width=width,
                 height=height,
             )
             stage.advance()
-        return _Shot(
-            info=info,
-            video=SourceVideo(info, plan),
-            reference=reference,
-            reference_size=picture.shape[:2],
-            facts=self.facts,
+        size = (picture.shape[0], picture.shape[1])
+        return _Shot(video=video, reference=reference, reference_size=size), self.facts
+
+    def _tracks(self, shot: _Shot, job: Job, *, then: Callable[[], None]) -> Tracks:
+        """Pass 1, or what it left behind for the same video; `then` announces the stages that follow."""
+        request = self.request
+        words = (request.subject, "masks" if request.replaces else "", *self.preprocessor.words)
+        key = self.track_cache.key(shot.video.info.path, frames=shot.video.indices, words=words)
+        tracks = self.track_cache.load(key)
+        if tracks is None:
+            self.preprocessor.announce(job, shot.video, masks=request.replaces)
+        then()
+        if tracks is None:
+            tracks = self.preprocessor.tracks(
+                shot.video, subject=request.subject, masks=request.replaces, job=job
+            )
+            self.track_cache.save(key, tracks)
+        for sentence in tracks.warnings:
+            job.warn(sentence)
+        return tracks
+
+    def _source(self, shot: _Shot, tracks: Tracks) -> TrackedSource:
+        if not self.request.replaces:
+            return AnimationSource(shot.video, tracks, shot.reference)
+        assert tracks.masks is not None  # asked for in `_tracks`
+        return ReplacementSource(
+            shot.video, tracks, shot.reference, masks=tracks.masks, shaping=self.request.shaping
         )
 
-    def _announce(self, shot: _Shot, job: Job) -> None:
-        self.preprocessor.announce(job, shot.video)
-        self.animator.announce(job, shot.facts.num_clips, self.request.sampling, shot.reference.shape[:2])
-        job.expect("write", shot.facts.num_frames, seconds_a_unit=WRITE_GUESS_S)
+    def _announce_clips(self, facts: Facts, job: Job) -> None:
+        self.animator.announce(
+            job,
+            self.request.sampling,
+            num_frames=facts.num_frames,
+            height=facts.height,
+            width=facts.width,
+        )
+        job.expect("write", facts.num_frames, seconds_a_unit=WRITE_GUESS_S)
+        if self.request.preview:
+            self._announce_show(facts, job)
 
-    def _writer(self, target: Path, shot: _Shot) -> VideoWriter:
+    def _announce_show(self, facts: Facts, job: Job) -> None:
+        job.expect("preview", facts.num_frames, seconds_a_unit=PREVIEW_GUESS_S)
+
+    def _show(
+        self, folder: Path, source: TrackedSource, job: Job, *, finished: SourceVideo | None
+    ) -> tuple[Path, Path]:
+        """The side-by-side video and, of the same name, the contact sheet."""
+        video, sheet = folder / "preview.mp4", folder / "preview.png"
+        with job.stage("preview") as stage:
+            write_preview(
+                video, source, stage=stage, finished=finished, audio=self._audio(source.video), metadata=LABEL
+            )
+            write_contact_sheet(sheet, source, finished=finished)
+        return video, sheet
+
+    def _audio(self, video: SourceVideo) -> AudioTrack | None:
+        return AudioTrack.of(video.info, start_s=video.plan.start_s) if self.request.keep_audio else None
+
+    def _writer(self, target: Path, shot: _Shot, facts: Facts) -> VideoWriter:
         request = self.request
-        audio = None
-        if request.keep_audio and shot.info.has_audio:
-            audio = AudioTrack(path=shot.info.path, start_s=shot.video.start_s)
         return VideoWriter(
             target,
-            width=shot.facts.width,
-            height=shot.facts.height,
-            fps=shot.facts.fps,
+            width=facts.width,
+            height=facts.height,
+            fps=facts.fps,
             quality=request.quality,
-            metadata={
-                "comment": "AI-generated video (WAN 2.2 Animate)",
-                "wan_animate_version": __version__,
+            metadata=LABEL
+            | {
                 "wan_animate_seed": str(request.sampling.seed),
                 "wan_animate_settings": json.dumps(request.settings, ensure_ascii=False),
             },
-            audio=audio,
+            audio=self._audio(shot.video),
         )
 
 
@@ -189,20 +268,31 @@ class Studio:
 
     preprocessor: Preprocessor
     animator: Animator
+    track_cache: TrackCache
 
     def production(self, request: Request) -> Production:
-        return Production(request=request, preprocessor=self.preprocessor, animator=self.animator)
+        """A request, ready to be made."""
+        return Production(
+            request=request,
+            preprocessor=self.preprocessor,
+            animator=self.animator,
+            track_cache=self.track_cache,
+        )
 
 
-def build_studio(
-    *, model: str, preprocessing: str, options: Mapping[str, Any], cache_dir: Path, job: Job
-) -> Studio:
-    """Load the models. Raises SetupFailed (or NotAvailableYet) with one sentence where that is impossible."""
-    models = load_models(model, options=options)
+def build_studio(*, model: str, preprocessing: str, cache_dir: Path) -> Studio:
+    """Load the models. Raises SetupFailed or NotAvailableYet where that is impossible.
+
+    `cache_dir` is the user's cache folder; ours is below it.
+    """
     if preprocessing == "auto":
         preprocessing = "embedded" if model == "smoke" else "full"
-    backend = build_backend(preprocessing, cache_dir=cache_dir)
-    return Studio(preprocessor=Preprocessor(backend), animator=Animator(models))
+    models = load_models(model)
+    return Studio(
+        preprocessor=Preprocessor(build_backend(preprocessing, cache_dir=cache_dir)),
+        animator=Animator(models),
+        track_cache=TrackCache(cache_dir / "wan-animate" / "tracks"),
+    )
 
 
 @contextmanager
@@ -220,7 +310,7 @@ def _own_folder() -> Iterator[Path]:
 
 
 def _prune(root: Path) -> None:
-    """Results are handed over right after a request; a warm worker that lives for weeks must not keep them."""
+    """Results are handed over right after a request; a worker that lives for weeks must not keep them."""
     for old in root.iterdir():
         if time.time() - old.stat().st_mtime > KEPT_OUTPUT_S:
             shutil.rmtree(old, ignore_errors=True)
@@ -241,5 +331,5 @@ def _plain_errors() -> Iterator[None]:
     except (MemoryError, torch.OutOfMemoryError) as error:
         where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
         raise OutOfMemory(
-            f"the {where} memory does not suffice for this size: ask for a smaller resolution or a shorter clip_len"
+            f"the {where} memory does not suffice: ask for a smaller resolution or a shorter clip_len"
         ) from error

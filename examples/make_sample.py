@@ -1,15 +1,15 @@
-"""Makes the sample beside it: driving.mp4 (a photographed person, set in motion) and reference.jpg (someone else).
+"""Makes the sample beside it: driving.mp4 (a photographed person, set in motion) and reference.jpg.
 
-In: two public-domain portraits that pip packages carry, `scikit-image` (Eileen Collins) and `matplotlib` (Grace
-Hopper); README.md has their provenance. Out: both files, written again from nothing but those two and this script:
+In: two public-domain portraits that pip packages carry, scikit-image's (Eileen Collins) and matplotlib's
+(Grace Hopper); README.md has their provenance. Out: both files, from nothing but those two and this script:
 
     pip install scikit-image==0.26.0 matplotlib==3.11.2
     python examples/make_sample.py
 
-The portrait is a flat picture with a rough depth. Head, body and arm turn about their joints, weighted so that the
-background stands still; a jaw opens and lids close over it; a hand-held camera looks at the result. She nods on a beat
-and sings four notes, and the sound track is made from the same numbers, so picture and sound can be held against each
-other. Everything repeats after the last frame. Knows nothing of the app it is a sample for.
+The portrait is a flat picture with a rough depth. Head, body and arm turn about their joints, weighted so
+that the background stands still; a jaw opens and lids close over it; a hand-held camera looks at the result.
+She nods on a beat and sings four notes, and the sound is made from the same numbers, so that picture and
+sound can be held against each other. Everything repeats after the last frame. Knows nothing of the app.
 
 Points are (..., 2) float32 (x, y) in pixels of the 512×512 portrait; angles are radians, times seconds.
 """
@@ -27,11 +27,18 @@ from pathlib import Path
 import av
 import cv2
 import numpy as np
+from PIL import Image
 from scipy.interpolate import CubicSpline
 
 logger = logging.getLogger(__name__)
 
-PORTRAIT = ("skimage", "data/astronaut.png", "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5")
+Outline = tuple[tuple[int, int], ...]
+
+PORTRAIT = (
+    "skimage",
+    "data/astronaut.png",
+    "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5",
+)
 REFERENCE = (
     "matplotlib",
     "mpl-data/sample_data/grace_hopper.jpg",
@@ -43,18 +50,27 @@ FPS = 30
 BEAT_S = 0.5
 LOOP_S = 6 * BEAT_S
 NUM_FRAMES = round(LOOP_S * FPS)  # 90: more than one 77-frame clip, so that the sample crosses a clip border
-WIDTH, HEIGHT = 480, 560  # 6:7, within 1 % of the reference's 512:600
+WIDTH, HEIGHT = 512, 512
 SUPERSAMPLE = 2  # rendered at twice the size and averaged: soft edges where lid and lip cover something
 COARSE = 8  # the smooth part of the motion is inverted on a grid this many times coarser than the render
 CRF = 20
+CREDIT = "Set in motion from a NASA portrait of Eileen Collins (public domain); see examples/README.md"
 
 # --- the portrait's anatomy, read off the picture ---
-HEAD = [(201, 18), (163, 46), (151, 68), (154, 104), (170, 126), (181, 135), (187, 155), (205, 173), (223, 180)]
-HEAD += [(243, 173), (258, 157), (266, 138), (281, 126), (301, 96), (302, 78), (290, 41), (248, 13)]
-BODY = [(205, 173), (187, 150), (148, 150), (126, 170), (111, 200), (58, 250), (36, 320), (20, 420), (18, 560)]
-BODY += [(520, 560), (500, 470), (478, 405), (440, 358), (400, 343), (362, 350), (345, 275), (306, 235), (300, 205)]
-BODY += [(276, 178), (256, 168)]
-ARM = [(95, 300), (50, 320), (28, 400), (24, 480), (40, 520), (110, 520), (170, 500), (120, 440), (110, 380)]
+# fmt: off
+HEAD = (
+    (201, 18), (163, 46), (151, 68), (154, 104), (170, 126), (181, 135), (187, 155), (205, 173), (223, 180),
+    (243, 173), (258, 157), (266, 138), (281, 126), (301, 96), (302, 78), (290, 41), (248, 13),
+)
+BODY = (  # on below the picture, so that its lower edge is no outline
+    (205, 173), (187, 150), (148, 150), (126, 170), (111, 200), (58, 250), (36, 320), (20, 420), (18, 560),
+    (520, 560), (500, 470), (478, 405), (440, 358), (400, 343), (362, 350), (345, 275), (306, 235),
+    (300, 205), (276, 178), (256, 168),
+)
+ARM = (
+    (95, 300), (50, 320), (28, 400), (24, 480), (40, 520), (110, 520), (170, 500), (120, 440), (110, 380),
+)
+# fmt: on
 NECK = (226.0, 186.0)  # where the head turns
 HIPS = (235.0, 640.0)  # where the body sways, below the picture
 SHOULDER = (80.0, 262.0)  # where the arm swings
@@ -83,7 +99,13 @@ LASH = 1.6  # pixels of dark lash that the lid brings down with it
 LID_SKIN = 4.5  # pixels of skin above the lash that stretch over the eye
 
 # --- the score: (start, length, pitch in Hz, mouth opening in pixels) ---
-NOTES = ((0.5, 0.40, 329.63, 5.0), (1.0, 0.40, 392.00, 6.0), (1.5, 0.40, 440.00, 6.5), (2.0, 0.75, 523.25, 8.0))
+NOTES = (
+    (0.5, 0.40, 329.63, 6.0),
+    (1.0, 0.40, 392.00, 6.5),
+    (1.5, 0.40, 440.00, 7.0),
+    (2.0, 0.75, 523.25, 8.0),
+)
+FORMANTS = ((800, 90, 1.0), (1200, 110, 0.6), (2800, 160, 0.15), (3700, 220, 0.08))  # "ah": Hz, width, gain
 BLINKS_S = (0.28, 1.42, 2.82)
 SAMPLE_RATE = 48_000
 
@@ -112,7 +134,7 @@ def smooth_step(x: np.ndarray) -> np.ndarray:
 
 def bump(points: np.ndarray, centre: tuple[float, float], radius: tuple[float, float]) -> np.ndarray:
     """Gaussian hill (...,), 1 at its centre."""
-    offset = (points - np.float32(centre)) / np.float32(radius)
+    offset = (points - np.array(centre, np.float32)) / np.array(radius, np.float32)
     return np.exp(-(offset**2).sum(-1) / 2)
 
 
@@ -122,14 +144,16 @@ def through(time_s: float, *keys: tuple[float, float]) -> float:
     return float(CubicSpline(times, values, bc_type="periodic")(time_s % LOOP_S))
 
 
+def note_shape(time_s: np.ndarray, start: float, length: float) -> np.ndarray:
+    """0…1: how far into a note mouth and voice are. The mouth starts to open just before the beat."""
+    return smooth_step((time_s - start + 0.05) / 0.13) * smooth_step((start + length - time_s) / 0.18)
+
+
 def mouth_opening(time_s: np.ndarray) -> np.ndarray:
-    """Pixels the jaw is dropped; follows the notes, and the voice's loudness follows it."""
-    opening = np.zeros_like(time_s)
-    for start, length, _, height in NOTES:
-        attack = smooth_step((time_s - start + 0.05) / 0.13)
-        release = smooth_step((start + length - time_s) / 0.18)
-        opening = np.maximum(opening, height * attack * release)
-    return opening
+    """Pixels the jaw is dropped."""
+    return sum(
+        (height * note_shape(time_s, start, length) for start, length, _, height in NOTES), np.zeros(())
+    )
 
 
 def pose_at(time_s: float) -> Pose:
@@ -138,12 +162,12 @@ def pose_at(time_s: float) -> Pose:
     turns = 2 * np.pi * time_s / LOOP_S
     nod = np.exp(4 * (np.cos(2 * np.pi * time_s / BEAT_S) - 1))  # 1 on every beat, soft in between
     blink = max(1 - smooth_step(np.abs(time_s - at) / 0.12) for at in BLINKS_S)
-    yaw = through(time_s, (0, 0), (0.5, -8), (1.0, -3), (1.5, 8), (2.0, 10), (2.55, 2))
+    yaw = through(time_s, (0, 0), (0.5, -10), (1.0, -4), (1.5, 9), (2.0, 11), (2.55, 2))
     roll = through(time_s, (0, 1), (0.5, -4), (1.0, 4), (1.5, -3.5), (2.0, 4.5), (2.5, -1))
     pitch = through(time_s, (0, -1), (0.75, 0), (1.5, -1), (2.1, -5), (2.6, -2)) + 4 * nod
     return Pose(
         head=(yaw * degree, pitch * degree, roll * degree),
-        lean=through(time_s, (0, 0), (0.5, -1.1), (1.0, 1.2), (1.5, -1.0), (2.0, 1.3), (2.5, -0.6)) * degree,
+        lean=through(time_s, (0, 0), (0.5, -1.4), (1.0, 1.5), (1.5, -1.3), (2.0, 1.6), (2.5, -0.8)) * degree,
         turn=through(time_s, (0, 0), (0.75, -3), (1.6, 3), (2.3, 2)) * degree,
         arm=through(time_s, (0, 0), (0.5, 3), (1.0, -2), (1.5, 3), (2.0, -2), (2.5, 2)) * degree,
         breath=0.5 - 0.5 * np.cos(2 * turns + 0.6),
@@ -152,9 +176,9 @@ def pose_at(time_s: float) -> Pose:
         mouth=float(mouth_opening(np.array(time_s))),
         lids=float(blink),
         camera=(
-            222 + 3.0 * np.sin(turns + 0.4) + 1.2 * np.sin(3 * turns + 1) + 0.5 * np.sin(7 * turns),
-            250 + 2.0 * np.sin(2 * turns + 2) + 0.9 * np.sin(5 * turns),
-            424 - 12 * (0.5 - 0.5 * np.cos(turns)),
+            217 + 3.0 * np.sin(turns + 0.4) + 1.2 * np.sin(3 * turns + 1) + 0.5 * np.sin(7 * turns),
+            211 + 2.0 * np.sin(2 * turns + 2) + 0.9 * np.sin(5 * turns),
+            412 - 10 * (0.5 - 0.5 * np.cos(turns)),
             (0.45 * np.sin(turns + 1) + 0.15 * np.sin(4 * turns)) * degree,
         ),
     )
@@ -167,26 +191,27 @@ class Puppet:
         """portrait: (512, 512, 3) uint8 RGB."""
         self.portrait = portrait
         size = portrait.shape[:2]
-        self.body = falloff([HEAD, BODY], size=size, reach=50)
-        self.head = falloff([HEAD], size=size, reach=42)
-        self.arm = falloff([ARM], size=size, reach=34)
+        self.body = falloff(HEAD, BODY, size=size, reach=62)
+        self.head = falloff(HEAD, size=size, reach=60)
+        self.arm = falloff(ARM, size=size, reach=34)
 
     def move(self, points: np.ndarray, pose: Pose) -> np.ndarray:
         """Where the smooth part of the motion (all but lips and lids) takes points of the portrait."""
         points = points + expression(points, pose)
-        points = points + self._weight(self.head, points) * (turned(points, head_depth(points), NECK, pose.head) - points)
-        swung = turned(points, np.zeros(points.shape[:-1], np.float32), SHOULDER, (0, 0, pose.arm))
-        points = points + self._weight(self.arm, points) * (swung - points)
+        looked = turned(points, head_depth(points), NECK, pose.head)
+        points = points + weight_at(points, self.head) * (looked - points)
+        swung = turned(points, np.zeros(points.shape[:-1]), SHOULDER, (0, 0, pose.arm))
+        points = points + weight_at(points, self.arm) * (swung - points)
         swayed = turned(points, body_depth(points), HIPS, (pose.turn, 0, pose.lean)) + breathing(points, pose)
         swayed[..., 1] += 15  # lowers her a little: head room, which the photograph lacks
-        return points + self._weight(self.body, points) * (swayed - points)
+        return points + weight_at(points, self.body) * (swayed - points)
 
     def frame(self, pose: Pose) -> np.ndarray:
         """(HEIGHT, WIDTH, 3) uint8 RGB."""
         width, height = WIDTH * SUPERSAMPLE, HEIGHT * SUPERSAMPLE
         seen = view(pose.camera, width=width // COARSE, height=height // COARSE)
         source = seen
-        for _ in range(12):  # inverts `move`: a fixed point, as its displacement has a slope well below 1
+        for _ in range(16):  # inverts `move`: a fixed point, as its displacement has a slope well below 1
             source = seen - (self.move(source, pose) - source)
         source = upsampled(source, factor=COARSE)
         source, cavity, depth = open_jaw(source, pose.mouth)
@@ -196,17 +221,13 @@ class Puppet:
         picture = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
-    @staticmethod
-    def _weight(weights: np.ndarray, points: np.ndarray) -> np.ndarray:
-        return cv2.remap(weights, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
-
 
 # --- geometry: pure ---
 
 
-def falloff(outlines: list[list[tuple[int, int]]], *, size: tuple[int, int], reach: float) -> np.ndarray:
+def falloff(*outlines: Outline, size: tuple[int, int], reach: float) -> np.ndarray:
     """(H, W) float32: 1 inside the outlines, smoothly down to 0 at `reach` pixels away from them."""
-    outside = np.ones((size[0] + 100, size[1]), np.uint8)  # the outlines go on below the picture
+    outside = np.ones((size[0] + 100, size[1]), np.uint8)
     for outline in outlines:
         cv2.fillPoly(outside, [np.array(outline, np.int32)], 0)
     distance = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
@@ -217,7 +238,7 @@ def falloff(outlines: list[list[tuple[int, int]]], *, size: tuple[int, int], rea
 def turned(
     points: np.ndarray, depth: np.ndarray, pivot: tuple[float, float], angles: tuple[float, float, float]
 ) -> np.ndarray:
-    """Points at a depth (towards the viewer) after yaw, pitch and roll about a pivot, seen without perspective."""
+    """Points at a depth (towards the viewer) after yaw, pitch, roll about a pivot, without perspective."""
     yaw, pitch, roll = angles
     x, y = points[..., 0] - pivot[0], points[..., 1] - pivot[1]
     x, z = x * np.cos(yaw) + depth * np.sin(yaw), depth * np.cos(yaw) - x * np.sin(yaw)
@@ -228,7 +249,7 @@ def turned(
 
 def head_depth(points: np.ndarray) -> np.ndarray:
     """Pixels of relief in front of the neck's axis: a skull, a nose, a chin."""
-    offset = (points - np.float32((226, 100))) / np.float32((92, 104))
+    offset = (points - np.array((226, 100), np.float32)) / np.array((92, 104), np.float32)
     skull = np.cos(np.pi / 2 * np.clip(np.hypot(offset[..., 0], offset[..., 1]), 0, 1)) ** 2
     return 74 * skull + 9 * bump(points, (224, 124), (9, 12)) + 5 * bump(points, (224, 168), (14, 9))
 
@@ -275,8 +296,8 @@ def upsampled(points: np.ndarray, *, factor: int) -> np.ndarray:
 def open_jaw(points: np.ndarray, opening: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Drops everything below the bite.
 
-    Returns the points to read instead, how much of each is mouth cavity (0…1), and how deep it lies there (0 at the
-    teeth, 1 at the lower lip).
+    Returns the points to read instead, how much of each is mouth cavity (0…1), and how deep in it that is
+    (0 at the teeth, 1 at the lower lip).
     """
     if opening <= 0:
         nothing = np.zeros(points.shape[:-1], np.float32)
@@ -302,7 +323,7 @@ def open_jaw(points: np.ndarray, opening: float) -> tuple[np.ndarray, np.ndarray
 def mouth_colour(depth: np.ndarray) -> np.ndarray:
     """(..., 3) RGB inside the mouth: dark behind the teeth, tongue towards the lower lip."""
     tongue = smooth_step((depth - 0.45) / 0.5)[..., None]
-    return np.float32((44, 14, 14)) + tongue * np.float32((98, 40, 40))
+    return np.array((44, 14, 14), np.float32) + tongue * np.array((98, 40, 40), np.float32)
 
 
 def close_lids(points: np.ndarray, closing: float) -> np.ndarray:
@@ -322,9 +343,16 @@ def close_lids(points: np.ndarray, closing: float) -> np.ndarray:
     return np.stack([x, y], axis=-1).astype(np.float32)
 
 
+def weight_at(points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(..., 1) weights at points; beyond the picture, those of its edge."""
+    x, y = points[..., 0] - 0.5, points[..., 1] - 0.5  # pixel centres are at half-integers
+    return cv2.remap(weights, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[..., None]
+
+
 def sampled(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """The picture at points (pixel centres at half-integers); its edge is mirrored, never black."""
-    return cv2.remap(picture, points - np.float32(0.5), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    """The picture at points; its edge is mirrored, never black."""
+    x, y = points[..., 0] - 0.5, points[..., 1] - 0.5
+    return cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
 
 
 # --- sound ---
@@ -332,44 +360,46 @@ def sampled(picture: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 def voice(time_s: np.ndarray) -> np.ndarray:
     """The four notes, sung on an open vowel, as loud as the mouth is open."""
-    formants = ((800, 90, 1.0), (1200, 110, 0.6), (2800, 160, 0.15), (3700, 220, 0.08))  # Hz, bandwidth, gain: "ah"
     sound = np.zeros_like(time_s)
     for start, length, pitch, _ in NOTES:
         local = time_s - start
-        envelope = smooth_step((local + 0.02) / 0.10) * smooth_step((length - local) / 0.18)
         vibrato = 0.012 * np.sin(2 * np.pi * 5.5 * local) * smooth_step((local - 0.1) / 0.3)
         phase = 2 * np.pi * pitch * np.cumsum(1 + vibrato) / SAMPLE_RATE
         for harmonic in range(1, int(5000 / pitch)):
-            frequency = harmonic * pitch
-            gain = sum(g / (1 + ((frequency - f) / b) ** 2) for f, b, g in formants) + 0.12
-            sound += envelope * gain / harmonic * np.sin(harmonic * phase)
+            resonance = sum(g / (1 + ((harmonic * pitch - f) / b) ** 2) for f, b, g in FORMANTS)
+            loudness = (0.12 + resonance) / harmonic * note_shape(time_s, start, length)
+            sound += loudness * np.sin(harmonic * phase)
     return sound
 
 
 def beats(time_s: np.ndarray) -> np.ndarray:
     """A soft wood block on every beat, where the nods are deepest."""
     local = time_s % BEAT_S
-    return np.exp(-local / 0.018) * (np.sin(2 * np.pi * 1150 * local) + 0.4 * np.sin(2 * np.pi * 1870 * local))
+    return np.exp(-local / 0.018) * (
+        np.sin(2 * np.pi * 1150 * local) + 0.4 * np.sin(2 * np.pi * 1870 * local)
+    )
 
 
 def sound_track() -> np.ndarray:
     """(samples,) float32 in -1…1, as long as the picture."""
     time_s = np.arange(round(LOOP_S * SAMPLE_RATE)) / SAMPLE_RATE
     sung, struck = voice(time_s), beats(time_s)
-    return (0.35 * sung / np.abs(sung).max() + 0.22 * struck / np.abs(struck).max()).astype(np.float32)
+    return (0.5 * sung / np.abs(sung).max() + 0.3 * struck / np.abs(struck).max()).astype(np.float32)
 
 
 # --- files ---
 
 
 def package_file(package: str, inside: str, sha256: str) -> Path:
-    """A data file of an installed package, which is not imported. Raises SystemExit where it is missing or another."""
+    """A data file of an installed package, which is not imported. SystemExit where it is not the one."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{package} is not installed: pip install scikit-image==0.26.0 matplotlib==3.11.2")
     path = Path(spec.submodule_search_locations[0]) / inside
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"{path} is not the picture that this script knows: install the versions its head names")
+        raise SystemExit(
+            f"{path} is not the picture that this script knows: install the versions its head names"
+        )
     return path
 
 
@@ -383,6 +413,7 @@ def film(portrait: np.ndarray) -> Iterator[np.ndarray]:
 def write_video(path: Path, frames: Iterator[np.ndarray], sound: np.ndarray) -> None:
     """H.264 yuv420p and AAC, index first."""
     with av.open(str(path), "w", options={"movflags": "faststart"}) as container:
+        container.metadata["comment"] = CREDIT
         video = container.add_stream("libx264", rate=FPS, options={"crf": str(CRF), "preset": "veryslow"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
@@ -401,8 +432,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write driving.mp4 and reference.jpg.")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder to write to")
     folder = parser.parse_args().out
+    folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    portrait = cv2.cvtColor(cv2.imread(str(package_file(*PORTRAIT))), cv2.COLOR_BGR2RGB)
+    portrait = np.asarray(Image.open(package_file(*PORTRAIT)).convert("RGB"))
     write_video(folder / "driving.mp4", film(portrait), sound_track())
     shutil.copyfile(package_file(*REFERENCE), folder / "reference.jpg")
     for name in ("driving.mp4", "reference.jpg"):

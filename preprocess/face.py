@@ -1,9 +1,9 @@
 """Face points in, steady face boxes and 512×512 crops out. Pure; knows no video and no detector.
 
-The box is the reference's (Wan2.2 wan/modules/animate/preprocess/utils.py, get_face_bboxes). The reference boxes every
-frame on its own; the model then sees the estimator's jitter as a moving head. Here centre and sides are smoothed over
-time, sides much more than the centre: a head moves fast, but does not change size fast. Boxes are x0, y0, x1, y1 in
-pixels. T frames, H W pixels.
+The box is the reference's (Wan2.2 wan/modules/animate/preprocess/utils.py, get_face_bboxes). The reference
+boxes every frame on its own; the model then sees the estimator's jitter as a moving head. Here centre and
+sides are smoothed over time, sides much more than the centre: a head moves fast, but does not change size
+fast. Boxes are x0, y0, x1, y1 in pixels. T frames, H W pixels.
 """
 
 from typing import Final
@@ -13,68 +13,69 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d, median_filter
 
 from ..wan.conditions import FACE_SIZE
-from .keypoints import FACE
+from .keypoints import FACE, HEAD, VISIBLE
+from .smoothing import spans
 
 AREA_SCALE: Final = 1.3  # box area over the face points' area; the reference's value
-ABOVE: Final = 3  # parts of the added height above the face, for the forehead, to one below the chin; the reference's
+ABOVE: Final = 3  # of the added height, parts above the brows to one below the chin; the reference's value
 
-MIN_SCORE: Final = 0.3  # of a face point that counts
-MIN_SHARE: Final = 0.5  # of the 68 points that must count, or the frame has no face
+MIN_SHARE: Final = 0.5  # of the 68 points that must be visible, or the frame has no face
 MIN_VISIBLE: Final = 0.2  # of either side inside the picture, or the frame has no face
 MIN_SIDE: Final = 2.0  # pixels of either side, or there is nothing to see
 
-OUTLIER_FRAMES: Final = 5  # median window: one or two wrong frames in a row leave no trace
-CENTRE_SIGMA: Final = 1.5  # frames; at 30 frames/s a nod at 2 Hz keeps 82 % of its way
-SIDE_SIGMA: Final = 8.0  # frames; a head turn takes about this long
+OUTLIER_S: Final = 0.07  # seconds; at 30 frames/s one or two wrong frames in a row leave no trace
+CENTRE_SIGMA_S: Final = 0.05  # seconds; a nod at 2 Hz keeps 82 % of its way
+SIDE_SIGMA_S: Final = 0.27  # seconds; a head turn takes about this long
 CUT_SLEW: Final = 0.01  # a side cut by the picture's edge comes and goes by at most this much a frame
 
 
 def face_box(points: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """The reference's face box, before it truncates to whole pixels: (4,) float64, clamped to the picture.
 
-    `points` is (K, 2): the face points in pixels of a picture of `height` × `width`. A face outside the picture gives a
-    box without area on its edge (the reference gives crossed corners and crashes on them).
+    `points` is (K, 2): the face points in pixels of a picture of `height` × `width`. A face outside the
+    picture gives a box without area on its edge (the reference gives crossed corners and crashes on them).
     """
     box = _unclamped_box(points)
     return np.clip(box, 0.0, (width, height, width, height))
 
 
-def smooth_face_boxes(poses: np.ndarray, frame_size: tuple[int, int]) -> np.ndarray:
+def smooth_face_boxes(
+    poses: np.ndarray,
+    frame_size: tuple[int, int],
+    *,
+    rate: float = 30.0,
+    shots: np.ndarray | None = None,
+) -> np.ndarray:
     """Steady boxes of the face through a video: (T, 4) float32 in pixels, inside the picture.
 
-    `poses` is (T, 133, 3) float32 in pixels of pictures of `frame_size` = (H, W), with scores. Frames without a
-    confident face get a box interpolated between their neighbours, or the nearest one's at either end. All rows are NaN
-    where no frame has a face.
+    `poses` is (T, 133, 3) float32 in pixels of pictures of `frame_size` = (H, W), with scores; `rate` is in
+    frames a second. `shots` (T,) numbers the shots: nothing is smoothed across a cut.
+    Frames without a confident face get a box between their neighbours', or the nearest one's at either end,
+    that follows the head where it is still seen; a shot without any face keeps the last box before it. All
+    rows are NaN where no frame has a face.
     """
     height, width = frame_size
-    boxes = np.stack([_confident_box(pose, height=height, width=width) for pose in poses])
-    seen = np.isfinite(boxes[:, 0])
-    if not seen.any():
-        return np.full((len(poses), 4), np.nan, np.float32)
-    # Sides as logarithms: growing and shrinking by the same factor are then the same step.
-    tracks = np.stack(
+    found = np.stack([_confident_box(pose, height=height, width=width) for pose in poses])
+    shots = np.zeros(len(poses), int) if shots is None else shots
+    boxes = np.concatenate(
         [
-            (boxes[:, 0] + boxes[:, 2]) / 2,
-            (boxes[:, 1] + boxes[:, 3]) / 2,
-            np.log(boxes[:, 2] - boxes[:, 0]),
-            np.log(boxes[:, 3] - boxes[:, 1]),
+            _steady_boxes(found[start:stop], _head_track(poses[start:stop]), frame_size=frame_size, rate=rate)
+            for start, stop in spans(shots)
         ]
-    )  # (4, T)
-    tracks = _without_gaps(tracks, seen)
-    tracks = median_filter(tracks, size=(1, OUTLIER_FRAMES), mode="nearest")
-    centres = gaussian_filter1d(tracks[:2], CENTRE_SIGMA, axis=1, mode="nearest")
-    sides = np.exp(gaussian_filter1d(tracks[2:], SIDE_SIGMA, axis=1, mode="nearest"))
-    x0, x1 = _clamped_steadily(centres[0], sides[0], limit=width)
-    y0, y1 = _clamped_steadily(centres[1], sides[1], limit=height)
-    return np.stack([x0, y0, x1, y1], axis=1).astype(np.float32)
+    )
+    known = np.isfinite(boxes[:, 0])
+    if not known.any():
+        return boxes.astype(np.float32)
+    latest = np.maximum.accumulate(np.where(known, np.arange(len(boxes)), known.argmax()))
+    return boxes[latest].astype(np.float32)
 
 
 def crop_face(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """Cut a box out of a picture, (H, W, 3) uint8, and stretch it to (512, 512, 3) uint8, as the reference does.
+    """Cut a box out of a picture, (H, W, 3) uint8, and stretch it to (512, 512, 3) as the reference does.
 
-    A box of whole pixels is exactly the reference's slice and resize; a fractional one is sampled between the pixels,
-    so that a slowly moving box does not jump from pixel to pixel. Parts of a box outside the picture repeat its edge; a
-    box thinner than a pixel is widened to one.
+    A box of whole pixels is exactly the reference's slice and resize; a fractional one is sampled between the
+    pixels, so that a slowly moving box does not jump from pixel to pixel. Parts of a box outside the picture
+    repeat its edge; a box thinner than a pixel is widened to one.
     """
     height, width = frame.shape[:2]
     x0, y0, x1, y1 = (float(value) for value in box)
@@ -101,7 +102,8 @@ def _unclamped_box(points: np.ndarray) -> np.ndarray:
     x1, y1 = points.max(axis=0).astype(np.float64)
     width, height = x1 - x0, y1 - y0
     if width > 0 and height > 0:
-        # Written as the reference writes it: √1.3 times the side, but the last bit decides a truncation now and then.
+        # Written as the reference writes it: √1.3 times the side, but the last bit decides a truncation now
+        # and then.
         area = width * height * AREA_SCALE
         grown_width, grown_height = np.sqrt(area * (width / height)), np.sqrt(area * (height / width))
     else:
@@ -114,7 +116,7 @@ def _unclamped_box(points: np.ndarray) -> np.ndarray:
 def _confident_box(pose: np.ndarray, *, height: int, width: int) -> np.ndarray:
     """The unclamped box of one pose's face, or NaN where the face cannot be trusted or seen."""
     points, scores = pose[FACE, :2], pose[FACE, 2]
-    known = (scores >= MIN_SCORE) & np.isfinite(points).all(axis=1)
+    known = (scores >= VISIBLE) & np.isfinite(points).all(axis=1)
     nowhere = np.full(4, np.nan)
     if known.mean() < MIN_SHARE:
         return nowhere
@@ -129,17 +131,54 @@ def _confident_box(pose: np.ndarray, *, height: int, width: int) -> np.ndarray:
     return box
 
 
+def _steady_boxes(
+    found: np.ndarray, heads: np.ndarray, *, frame_size: tuple[int, int], rate: float
+) -> np.ndarray:
+    """One shot's boxes (T, 4) from unclamped ones, NaN where there was none, and the head's track (2, T)."""
+    seen = np.isfinite(found[:, 0])
+    if not seen.any():
+        return found
+    # In a gap the box keeps its place on the head, which moves on. Sides are logarithms: growing and
+    # shrinking by the same factor are then the same step.
+    centres = _without_gaps((found[:, :2] + found[:, 2:]).T / 2 - heads, seen) + heads  # (2, T)
+    sides = _without_gaps(np.log(found[:, 2:] - found[:, :2]).T, seen)
+    centres = _smoothed(centres, sigma_s=CENTRE_SIGMA_S, rate=rate)
+    sides = np.exp(_smoothed(sides, sigma_s=SIDE_SIGMA_S, rate=rate))
+    height, width = frame_size
+    x0, x1 = _clamped_steadily(centres[0], sides[0], limit=width)
+    y0, y1 = _clamped_steadily(centres[1], sides[1], limit=height)
+    return np.stack([x0, y0, x1, y1], axis=1)
+
+
+def _head_track(poses: np.ndarray) -> np.ndarray:
+    """Where the head is without its face points, from nose, eyes and ears: (2, T), zeros where never seen."""
+    points, scores = poses[:, HEAD, :2], poses[:, HEAD, 2]
+    known = (scores >= VISIBLE) & np.isfinite(points).all(axis=2)
+    counts = known.sum(axis=1)
+    if not counts.any():
+        return np.zeros((2, len(poses)))
+    sums = np.where(known[:, :, None], points, 0.0).sum(axis=1, dtype=np.float64)
+    return _without_gaps((sums / np.maximum(counts, 1)[:, None]).T, counts > 0)
+
+
 def _without_gaps(tracks: np.ndarray, seen: np.ndarray) -> np.ndarray:
     """Linear over the frames that were not seen, constant before the first and after the last."""
     frames = np.arange(tracks.shape[1])
     return np.stack([np.interp(frames, frames[seen], track[seen]) for track in tracks])
 
 
+def _smoothed(tracks: np.ndarray, *, sigma_s: float, rate: float) -> np.ndarray:
+    """Tracks (N, T) without outliers and jitter; zero-phase, so that nothing lags."""
+    kept = median_filter(tracks, size=(1, 2 * round(OUTLIER_S * rate) + 1), mode="nearest")
+    return gaussian_filter1d(kept, sigma_s * rate, axis=1, mode="nearest")
+
+
 def _clamped_steadily(centre: np.ndarray, side: np.ndarray, *, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Intervals of one axis, inside 0…limit: (T,) starts and ends.
 
-    A face that stays at the picture's edge is cut, as in the reference. One that crosses the edge would shrink its box
-    within a few frames: there the box keeps its size for longer and moves inside instead, so that it does not pump.
+    A face that stays at the picture's edge is cut, as in the reference. One that crosses the edge would
+    shrink its box within a few frames: there the box keeps its size for longer and moves inside instead, so
+    that it does not pump.
     """
     start, end = centre - side / 2, centre + side / 2
     inside = np.minimum(end, limit) - np.maximum(start, 0.0)

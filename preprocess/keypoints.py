@@ -13,6 +13,7 @@ FEET: Final = slice(17, 23)  # left big toe, small toe, heel, then right
 FACE: Final = slice(23, 91)
 LEFT_HAND: Final = slice(91, 112)  # wrist first
 RIGHT_HAND: Final = slice(112, 133)
+HEAD: Final = slice(0, 5)  # of the body's points: nose, eyes, ears
 
 NOSE: Final = 0
 LEFT_EYE: Final = 1
@@ -31,3 +32,5 @@ LEFT_KNEE: Final = 13
 RIGHT_KNEE: Final = 14
 LEFT_ANKLE: Final = 15
 RIGHT_ANKLE: Final = 16
+
+VISIBLE: Final = 0.5  # score from which a point is drawn; Wan2.2 human_visualization.py draw_aapose_by_meta_new

@@ -1,7 +1,7 @@
 """One mask a frame, kept small: 1 bit a pixel, as the difference to the row above, deflated. Knows no video.
 
-A silhouette's rows differ from each other only along its outline, so nearly all bits of the differences are 0: about
-1 kB a frame of 1920×1080 instead of 2 MB.
+A silhouette's rows differ from each other only along its outline, so nearly all bits of the differences are
+0: about 1 kB a frame of 1920×1080 instead of 2 MB.
 """
 
 import zlib
@@ -21,7 +21,7 @@ class PackedMasks:
 
     @classmethod
     def pack(cls, masks: Iterable[np.ndarray]) -> "PackedMasks":
-        """Pack (H, W) masks of one size, where any value but 0 is the person; a generator is read one at a time."""
+        """Pack (H, W) masks of one size, any value but 0 is the person; a generator is read one at a time."""
         iterator = iter(masks)
         first = next(iterator, None)
         if first is None:

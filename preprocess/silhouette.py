@@ -1,8 +1,8 @@
-"""A person's silhouette in, the area to be generated out: grown, coarsened by a grid, cut from the picture. Pure.
+"""A silhouette in, the area to be generated out: grown, coarsened by a grid, cut from the picture. Pure.
 
-Semantics of Wan2.2 wan/modules/animate/preprocess/utils.py (get_mask_body_img, get_aug_mask), where growing hides an
-inexact outline and the grid hides the person's shape from the model. Masks are (H, W), any value but 0 is the person;
-results are new arrays of 0 and 1, arguments are never written to.
+Semantics of Wan2.2 wan/modules/animate/preprocess/utils.py (get_mask_body_img, get_aug_mask), where growing
+hides an inexact outline and the grid hides the person's shape from the model. Masks are (H, W), any value but
+0 is the person; results are new arrays of 0 and 1, arguments are never written to.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class MaskShaping:
 
 
 def shape_mask(mask: np.ndarray, shaping: MaskShaping) -> np.ndarray:
-    """Grow, then coarsen: (H, W) → (H, W) uint8 of 0 and 1. Without iterations the silhouette stays as it is."""
+    """Grow, then coarsen: (H, W) → (H, W) uint8 of 0 and 1. Without iterations the silhouette stays."""
     if shaping.iterations == 0:
         return _binary(mask)
     grown = grow_mask(mask, iterations=shaping.iterations, kernel_size=shaping.kernel_size)
@@ -38,8 +38,8 @@ def grow_mask(mask: np.ndarray, *, iterations: int, kernel_size: int) -> np.ndar
 def coarsen_mask(mask: np.ndarray, *, columns: int, rows: int) -> np.ndarray:
     """Fill every cell of a grid over the mask's box that holds any of it: (H, W) → (H, W) uint8 of 0 and 1.
 
-    An empty mask stays empty. Where the box has fewer pixels than cells, cells are one pixel (the reference crashes on
-    both).
+    An empty mask stays empty. Where the box has fewer pixels than cells, cells are one pixel (the reference
+    crashes on both).
     """
     coarse = _binary(mask)
     filled_rows, filled_columns = np.flatnonzero(coarse.any(axis=1)), np.flatnonzero(coarse.any(axis=0))
@@ -60,7 +60,9 @@ def coarsen_mask(mask: np.ndarray, *, columns: int, rows: int) -> np.ndarray:
 
 def cut_background(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture with the mask's area black: (H, W, 3) uint8 → (H, W, 3) uint8."""
-    return image * (1 - _binary(mask))[:, :, None]
+    return cv2.bitwise_and(
+        image, image, mask=(mask == 0).astype(np.uint8)
+    )  # a tenth of the time of a product
 
 
 def _binary(mask: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""One pose in, one drawn picture out: the skeleton the model was trained on, pixel for pixel. Pure; knows no video.
+"""One pose in, one drawn picture out: the skeleton the model was trained on, bit for bit. Pure.
 
 The model reads limbs by colour, width and order of painting, so all three are tables here. Facts from Wan2.2
-wan/modules/animate/preprocess/human_visualization.py (draw_aapose_by_meta_new) and pose2d_utils.py; face points are not
-drawn. Letters: H W pixels; x to the right, y down.
+wan/modules/animate/preprocess/human_visualization.py (draw_aapose_by_meta_new) and pose2d_utils.py; face
+points are not drawn. Letters: H W pixels; x to the right, y down.
 """
 
 import math
@@ -12,15 +12,14 @@ from typing import Final
 import cv2
 import numpy as np
 
-from .keypoints import LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
+from .keypoints import LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND, VISIBLE
 
-MIN_SCORE: Final = 0.5  # a point below it is not drawn, nor any limb that ends in it; the reference's threshold
 LIMB_SHADE: Final = 0.6  # limbs are painted darker than the joints at their ends
 FAR_AWAY: Final = 1e6  # pixels; a coordinate beyond it is not a place, and OpenCV's integers would overflow
 
-# The 20 drawn body points are means of two of the 133: a point with itself, but for the neck (shoulders) and the toes
-# (big and small). Order: nose, neck, right arm, left arm, right leg, left leg, eyes, ears (right first), toes (left
-# first).
+# The 20 drawn body points are means of two of the 133: a point with itself, but for the neck (shoulders) and
+# the toes (big and small). Order: nose, neck, right arm, left arm, right leg, left leg, eyes, ears (right
+# first), toes (left first).
 _FIRST: Final = np.array([0, 6, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, 17, 20])
 _SECOND: Final = np.array([0, 5, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3, 18, 21])
 _FACE_WITH_ROW_0: Final = slice(22, 91)  # the reference keeps the right heel in front of the 68 face points
@@ -108,7 +107,7 @@ HAND_JOINT_COLOUR: Final[Colour] = (0, 0, 255)
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PoseParts:
-    """A pose as the reference passes it on: coordinates as fractions of the picture, score in the third column."""
+    """A pose as the reference passes it on: x and y as fractions of the picture, then score."""
 
     body: np.ndarray  # (20, 3) float32
     left_hand: np.ndarray  # (21, 3) float32, wrist first
@@ -121,8 +120,8 @@ def parts_from_133(
 ) -> PoseParts:
     """The reference's conversion of 133 points to its 20 body points, hands and face.
 
-    `pose` is (133, 3) float32: x, y in pixels of a picture of `height` × `width`, and score. Where every body point
-    lies left of or above the picture, the body of `previous` is kept, as the reference does.
+    `pose` is (133, 3) float32: x, y in pixels of a picture of `height` × `width`, and score. Where every body
+    point lies left of or above the picture, the body of `previous` is kept, as the reference does.
     """
     if pose.shape != (NUM_KEYPOINTS, 3):
         raise ValueError(f"a pose is ({NUM_KEYPOINTS}, 3), got {pose.shape}")
@@ -158,7 +157,7 @@ def draw_parts(parts: PoseParts, *, height: int, width: int) -> np.ndarray:
 def draw_points(
     body: np.ndarray, left_hand: np.ndarray, right_hand: np.ndarray, *, height: int, width: int
 ) -> np.ndarray:
-    """Draw body (20, 3) and hands (21, 3), float64 pixels with scores, on black: (height, width, 3) uint8 RGB.
+    """Draw body (20, 3) and hands (21, 3), float64 pixels and scores, on black: (height, width, 3) uint8 RGB.
 
     Points that are not finite are not drawn, whatever their score.
     """
@@ -171,7 +170,7 @@ def draw_points(
 
 
 def in_pixels(points: np.ndarray, *, height: int, width: int) -> np.ndarray:
-    """Rows of x, y as fractions of the picture and score → the same in pixels, float64 as in the reference."""
+    """Rows of x, y as fractions of the picture, and score → the same in pixels, float64 as officially."""
     pixels = points.astype(np.float64)
     pixels[:, 0] *= width
     pixels[:, 1] *= height
@@ -179,9 +178,9 @@ def in_pixels(points: np.ndarray, *, height: int, width: int) -> np.ndarray:
 
 
 def _visible(points: np.ndarray) -> list[tuple[float, float] | None]:
-    """Plain floats, None where there is nothing to draw: a Python loop over numpy rows costs more than the painting."""
+    """Plain floats, None where there is nothing to draw: looping over numpy rows costs more than painting."""
     return [
-        (x, y) if score >= MIN_SCORE and abs(x) < FAR_AWAY and abs(y) < FAR_AWAY else None
+        (x, y) if score >= VISIBLE and abs(x) < FAR_AWAY and abs(y) < FAR_AWAY else None
         for x, y, score in points.tolist()
     ]
 
@@ -198,16 +197,17 @@ def _draw_body(canvas: np.ndarray, points: list[tuple[float, float] | None], sti
 
 
 def _limb(a: tuple[float, float], b: tuple[float, float], stick: int) -> np.ndarray:
-    """A thin ellipse from a to b, as a polygon of one point a degree; centre, length and angle are truncated."""
+    """A thin ellipse from a to b, as a polygon of one point a degree; all of it truncated to integers."""
     along, across = a[0] - b[0], a[1] - b[1]
     centre = (int((a[0] + b[0]) / 2), int((a[1] + b[1]) / 2))
     half_length = int((across**2 + along**2) ** 0.5 / 2)
     angle = int(math.degrees(math.atan2(across, along)))
-    return cv2.ellipse2Poly(centre, (half_length, stick), angle, 0, 360, 1)
+    return np.asarray(cv2.ellipse2Poly(centre, (half_length, stick), angle, 0, 360, 1))
 
 
 def _draw_hand(canvas: np.ndarray, points: list[tuple[float, float] | None], stick: int) -> None:
-    # Reference accident: a point in the first row or column, or beyond, counts as missing; for the body it does not.
+    # Reference accident: a point in the first row or column, or beyond, counts as missing; for the body it
+    # does not.
     places = [
         (int(point[0]), int(point[1])) if point is not None and point[0] >= 1 and point[1] >= 1 else None
         for point in points

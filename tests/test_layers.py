@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(
-    path for folder in ("preprocess", "wan") for path in (ROOT / folder).rglob("*.py")
-) + [ROOT / name for name in ("__init__.py", "__main__.py", "inference.py", "production.py")]
+MODULES = sorted(path for folder in ("preprocess", "wan") for path in (ROOT / folder).rglob("*.py")) + [
+    ROOT / name for name in ("__init__.py", "__main__.py", "inference.py", "production.py")
+]
 WAN_FOR_PREPROCESS = ("wan.conditions", "wan.media", "wan.runtime")
 
 

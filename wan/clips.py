@@ -1,8 +1,8 @@
 """Clip planning: frame counts in, clip windows out. Pure integers; knows no model and no pixels.
 
-A video is made in clips of `clip_len` frames. Each clip but the first repeats the last `overlap` frames of the one
-before it, which guide it. The last clip is filled by playing the video backwards (reflection), and what comes out is
-cut to the real length.
+A video is made in clips of `clip_len` frames. Each clip but the first repeats the last `overlap` frames of
+the one before it, which guide it. The last clip is filled by playing the video backwards (reflection), and
+what comes out is cut to the real length.
 """
 
 import math
@@ -20,7 +20,9 @@ class Clip:
 
     index: int
     frames: tuple[int, ...]  # the video frame each of the clip's frames shows; repeats where it is reflected
-    fresh: slice  # the clip's frames that are new and real: without the overlap, without the reflected filling
+    fresh: (
+        slice  # the clip's frames that are new and real: without the overlap, without the reflected filling
+    )
 
 
 def check_window(*, clip_len: int, overlap: int) -> None:
@@ -40,7 +42,7 @@ def check_window(*, clip_len: int, overlap: int) -> None:
 
 
 def plan_clips(num_frames: int, *, clip_len: int, overlap: int) -> tuple[Clip, ...]:
-    """Cut a video of `num_frames` ≥ 1 into clips. Together their fresh frames are 0 … num_frames − 1, in order.
+    """Cut a video of `num_frames` ≥ 1 into clips, whose fresh frames are 0 … num_frames − 1, in order.
 
     Raises InvalidInput where the window makes no sense.
     """

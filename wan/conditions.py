@@ -1,7 +1,8 @@
 """The contract between preprocessing and the model: one clip's conditions, and where they come from.
 
-`preprocess` makes these, `wan` eats them; neither knows how the other works. Everything is uint8 and lossless:
-what the skeleton drawing paints is, byte for byte, what the model sees. T frames, H W pixels (multiples of 16).
+`preprocess` makes these, `wan` eats them; neither knows how the other works. Everything is uint8 and
+lossless: what the skeleton drawing paints is, byte for byte, what the model sees. T frames, H W pixels
+(multiples of 16).
 """
 
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ class ClipSource(Protocol):
         ...
 
     def conditions(self, frames: Sequence[int]) -> Conditions:
-        """Conditions for these frame numbers, in this order; they may repeat and run backwards (reflection)."""
+        """Conditions for these frames, in this order; they may repeat and run backwards (reflection)."""
         ...
 
 

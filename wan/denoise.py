@@ -1,4 +1,4 @@
-"""The sampling loop: noise in, a stream of ever cleaner latents out. The caller owns progress, cancel and timing."""
+"""The sampling loop: noise in, ever cleaner latents out. The caller owns progress, cancel and timing."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -53,7 +53,7 @@ class Sampling:
 
 
 def seeded_noise(seed: int) -> Noise:
-    """Noise that depends on (seed, clip index) alone: the same on every device, and any clip can be redone alone."""
+    """Noise of (seed, clip index) alone: the same on every device, and any clip can be redone alone."""
 
     def draw(clip_index: int, shape: tuple[int, ...]) -> torch.Tensor:
         key = blake2b(f"{seed}/{clip_index}".encode(), digest_size=8).digest()

@@ -1,7 +1,7 @@
 """Noise schedules: solver, steps and shift in; sigmas, timesteps and a fresh solver out.
 
-The numbers are those of the published model, not of diffusers' own flow schedules, which differ from them by up to
-5e-3. The solvers are diffusers', given these numbers: so every step is bit for bit what the published code computes.
+The numbers are those of the published model, not of diffusers' own flow schedules, which differ from them by
+up to 5e-3. The solvers are diffusers', given these numbers: their steps are the published ones, to rounding.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,9 @@ from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepSchedu
 Solver = Literal["dpm++", "unipc"]
 
 TRAIN_TIMESTEPS = 1000  # Wan2.2 wan/configs/shared_config.py num_train_timesteps
-UNIPC_START = float(np.float32(1 - 1 / TRAIN_TIMESTEPS))  # largest training sigma, as float32; dpm++ starts at 1
+UNIPC_START = float(
+    np.float32(1 - 1 / TRAIN_TIMESTEPS)
+)  # largest training sigma, as float32; dpm++ starts at 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -43,15 +45,20 @@ def make_solver(schedule: Schedule) -> DPMSolverMultistepScheduler | UniPCMultis
     """A solver at the first step of `schedule`. It remembers earlier steps: make a new one for every clip."""
     if schedule.solver == "dpm++":
         solver = DPMSolverMultistepScheduler(
-            algorithm_type="dpmsolver++", solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
+            algorithm_type="dpmsolver++",
+            solver_order=2,
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
         )
     else:
         solver = UniPCMultistepScheduler(
             solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
         )
-    solver.set_timesteps(len(schedule.timesteps))
+    # A new solver is in the state set_timesteps leaves, but for these: it would only compute other sigmas.
+    solver.num_inference_steps = len(schedule.timesteps)
     solver.sigmas = torch.from_numpy(schedule.sigmas)
     solver.timesteps = torch.from_numpy(schedule.timesteps)
-    # Truncated timesteps can repeat (many steps, large shift): the first step must not be looked up by its value.
+    # Truncated timesteps can repeat (many steps, large shift): the first step must not be looked up by its
+    # value.
     solver.set_begin_index(0)
     return solver

@@ -6,7 +6,7 @@ a worker owns a whole set of them and is lent out for one item.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -63,7 +63,7 @@ class WorkerPool(Generic[Worker]):
         finally:
             self._idle.put(worker)
 
-    def in_order(self, verb: Callable[[Worker, Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    def in_order(self, verb: Callable[[Worker, Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
         """Results in the items' order, computed a few items ahead.
 
         Close the iterator (`contextlib.closing`) when leaving early: it waits for what is in hand, drops what is

@@ -1,24 +1,26 @@
-"""The 14B network in two halves: `prepare` once a clip, `step` at every step. The network itself is diffusers'.
+"""The 14B network in two halves: `prepare` once a clip, `step` at every step. The network is diffusers'.
 
-diffusers' forward() encodes the faces, the pose, the text and the picture anew at every step, and twice with guidance.
-Here all that is constant is computed once: over a request (`embed_context`, `embed_motion` of a blank face) or over a
-clip (`embed_motion`, `prepare`). In float32 the results agree with forward() to rounding.
+diffusers' forward() encodes the faces, the pose, the text and the picture anew at every step, and twice with
+guidance. Here all that is constant is computed once: over a request (`embed_context`, `embed_motion` of a
+blank face) or over a clip (`embed_motion`, `prepare`). In float32 the results agree with forward() to
+rounding.
 
-Precision: with bf16 weights the time embedding, the modulation, the norms and the rotary tables stay float32, and the
-prediction leaves as float32. Legend: B batch, L latent frames of the video (the network sees L + 1: the reference
-picture comes first), h w latent size, T video frames, N tokens, D width, M motion width.
+Precision: with bf16 weights the time embedding, the modulation, the norms and the rotary tables stay float32,
+and the prediction leaves as float32. Legend: B batch, L latent frames of the video (the network sees L + 1:
+the reference picture comes first), h w latent size, T video frames, N tokens, D width, M motion width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan_animate import (
     WanAnimateFaceBlockCrossAttention,
     WanAnimateTransformer3DModel,
 )
 from einops import rearrange
+from torch.nn import functional
 
 LATENT_CHANNELS = 16
 GIVEN_CHANNELS = 20  # 4 of mask, 16 of latents
@@ -36,17 +38,34 @@ class Prepared:
     context: torch.Tensor  # (B, 257 + 512, D): projected picture and text
     faces: tuple[KeysValues, ...]  # one pair an adapter, each (B · (L + 1), tokens, heads, D / heads)
 
+    def replace(self, *, context: torch.Tensor, faces: tuple[KeysValues, ...]) -> "Prepared":
+        """The same clip under another text and other faces; all else is shared, not copied."""
+        return replace(self, context=context, faces=faces)
+
 
 class AnimateTransformer(WanAnimateTransformer3DModel):
     """diffusers' class, with what it computes split by how often it changes."""
 
-    # time_proj joins diffusers' list: the published model computes the modulation in float32 from end to end.
-    _keep_in_fp32_modules = [*(WanAnimateTransformer3DModel._keep_in_fp32_modules or ()), "time_proj"]
+    # time_proj joins diffusers' list: the published model computes the modulation in float32 throughout.
+    _keep_in_fp32_modules: ClassVar[list[str]] = [
+        *WanAnimateTransformer3DModel._keep_in_fp32_modules,
+        "time_proj",
+    ]
 
     @property
     def compute_dtype(self) -> torch.dtype:
         """The type tokens are computed in."""
         return self.patch_embedding.weight.dtype
+
+    @property
+    def motion_batch(self) -> int:
+        """Faces `embed_motion` should be given at once."""
+        return self.config["motion_encoder_batch_size"]
+
+    @property
+    def adapters(self) -> list[WanAnimateFaceBlockCrossAttention]:
+        """The face adapters, in order."""
+        return cast("list[WanAnimateFaceBlockCrossAttention]", list(self.face_adapter))
 
     @classmethod
     def keeps_float32(cls, name: str) -> bool:
@@ -54,7 +73,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         return not set(cls._keep_in_fp32_modules).isdisjoint(name.split("."))
 
     def set_precision(self, dtype: torch.dtype) -> "AnimateTransformer":
-        """Cast the weights, but for those that must stay float32. A plain `.to(dtype)` would cast those too."""
+        """Cast the weights, but for those that must stay float32; `.to(dtype)` would cast those too."""
         for name, parameter in self.named_parameters():
             parameter.data = parameter.data.to(torch.float32 if self.keeps_float32(name) else dtype)
         return self
@@ -62,18 +81,22 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
     def embed_context(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         """Project text (B, 512, text width) and picture (B, 257, image width) to (B, 769, D). Once a request.
 
-        The blocks' own keys and values of it are not kept: at the real size they would take 0.6 GB a pass to save
-        3 of a step's 7,000 TFLOP.
+        The blocks' own keys and values of it are not kept: at the real size they would take 0.6 GB a pass to
+        save 3 of a step's 7,000 TFLOP.
         """
-        embedder = self.condition_embedder
-        projected_text = embedder.text_embedder(text.to(self.compute_dtype))
-        projected_image = embedder.image_embedder(image.to(self.compute_dtype))
-        return torch.cat([projected_image, projected_text], dim=1)
+        embed_text, embed_image = (
+            self.condition_embedder.text_embedder,
+            self.condition_embedder.image_embedder,
+        )
+        assert embed_image is not None  # Animate's transformers have an image_dim
+        return torch.cat(
+            [embed_image(image.to(self.compute_dtype)), embed_text(text.to(self.compute_dtype))], dim=1
+        )
 
     def embed_motion(self, faces: torch.Tensor) -> torch.Tensor:
         """Motion vectors (n, M) of face crops (n, 3, 512, 512) in [−1, 1]; each face stands for itself.
 
-        Takes one batch: the caller splits long videos, at `config.motion_encoder_batch_size`.
+        Takes one batch: the caller splits long videos, at `motion_batch`.
         """
         return self.motion_encoder(faces.to(self.compute_dtype))
 
@@ -92,42 +115,50 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         if motion.shape[:2] != (batch, 4 * (frames - 2) + 1):
             raise ValueError(f"{frames - 1} latent frames need {4 * frames - 7} faces, got {motion.shape[1]}")
         pose_tokens = self.pose_patch_embedding(pose.to(self.compute_dtype))
-        face_tokens = self.face_encoder(motion.to(self.compute_dtype))
-        # The reference picture has no expression of its own: zeros, for the first latent frame.
-        face_tokens = F.pad(face_tokens, (0, 0, 0, 0, 1, 0))
         return Prepared(
             given=given.to(self.compute_dtype),
             pose=rearrange(pose_tokens, "b d t h w -> b (t h w) d").contiguous(),
             rotary=self.rope(given),
             context=context,
-            faces=tuple(face_keys_values(adapter, face_tokens) for adapter in self.face_adapter),
+            faces=self.prepare_faces(motion),
         )
 
+    def prepare_faces(self, motion: torch.Tensor) -> tuple[KeysValues, ...]:
+        """Motion vectors (B, T, M) → keys and values, one pair a face adapter."""
+        tokens = self.face_encoder(motion.to(self.compute_dtype))  # (B, L, tokens, D)
+        # The reference picture has no expression of its own: zeros, for the first latent frame.
+        tokens = functional.pad(tokens, (0, 0, 0, 0, 1, 0))
+        return tuple(face_keys_values(adapter, tokens) for adapter in self.adapters)
+
     def step(self, latents: torch.Tensor, timestep: int, prepared: Prepared) -> torch.Tensor:
-        """Predict the velocity: (B, 16, L + 1, h, w) float32 → the same shape, float32. `timestep` in 0 … 1000."""
+        """Predict the velocity at `timestep` (0 … 1000): (B, 16, L + 1, h, w) float32 → the same, float32."""
         time_embedding, modulation = self.embed_time(timestep)
         patches = self.patch_embedding(torch.cat([latents.to(self.compute_dtype), prepared.given], dim=1))
         tokens = rearrange(patches, "b d t h w -> b (t h w) d").contiguous()
         tokens[:, -prepared.pose.shape[1] :] += prepared.pose
+        distance = self.config["inject_face_latents_blocks"]
+        faces = zip(self.adapters, prepared.faces, strict=True)
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, prepared.context, modulation, prepared.rotary)
-            adapter, phase = divmod(index, self.config.inject_face_latents_blocks)
-            if phase == 0:
-                tokens = tokens + attend_faces(self.face_adapter[adapter], tokens, prepared.faces[adapter])
+            if index % distance == 0:
+                adapter, keys_values = next(faces)
+                tokens = tokens + attend_faces(adapter, tokens, keys_values)
         return self._predict(tokens, time_embedding, patches.shape[2:])
 
     def embed_time(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Time embedding (1, D) and the blocks' modulation (1, 6, D), both float32."""
         embedder = self.condition_embedder
-        waves = time_waves(timestep, self.config.freq_dim, self.scale_shift_table.device)
+        waves = time_waves(timestep, self.config["freq_dim"], self.scale_shift_table.device)
         embedding = embedder.time_embedder(waves)
-        return embedding, rearrange(embedder.time_proj(embedder.act_fn(embedding)), "b (six d) -> b six d", six=6)
+        return embedding, rearrange(
+            embedder.time_proj(embedder.act_fn(embedding)), "b (six d) -> b six d", six=6
+        )
 
     def _predict(self, tokens: torch.Tensor, time_embedding: torch.Tensor, grid: torch.Size) -> torch.Tensor:
         """Tokens (B, N, D) → velocity (B, 16, L + 1, h, w) float32."""
         shift, scale = (self.scale_shift_table + time_embedding[:, None]).chunk(2, dim=1)
         normed = (self.norm_out(tokens.float()) * (1 + scale) + shift).to(tokens.dtype)
-        (t, h, w), (pt, ph, pw) = grid, self.config.patch_size
+        (t, h, w), (pt, ph, pw) = grid, self.config["patch_size"]
         return rearrange(
             self.proj_out(normed),
             "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
@@ -138,7 +169,8 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
 def time_waves(timestep: int, width: int, device: torch.device) -> torch.Tensor:
     """Sinusoids of the time: (1, width) float32, cosines first.
 
-    Computed in float64 as the published model does; diffusers' float32 is the larger part of its difference from it.
+    Computed in float64 as the published model does; diffusers' float32 is the larger part of its difference
+    from it.
     """
     half = width // 2
     frequencies = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=device) / half)
@@ -162,7 +194,6 @@ def attend_faces(
     batch, frames = tokens.shape[0], keys.shape[0] // tokens.shape[0]
     queries = adapter.to_q(adapter.pre_norm_q(tokens))
     queries = rearrange(queries, "b (t n) (heads d) -> (b t) n heads d", t=frames, heads=adapter.heads)
-    attended = dispatch_attention_fn(
-        adapter.norm_q(queries), keys, values, backend=adapter.processor._attention_backend
-    )
+    backend = getattr(adapter.processor, "_attention_backend", None)  # as set_attention_backend left it
+    attended = dispatch_attention_fn(adapter.norm_q(queries), keys, values, backend=backend)
     return adapter.to_out(rearrange(attended, "(b t) n heads d -> b (t n) (heads d)", b=batch))

@@ -29,6 +29,7 @@ STAGES = (
     "clip.denoise",
     "clip.decode",
     "write",
+    "preview",
 )
 """The names used in logs, timings, benchmarks and the README, in the order they run."""
 
@@ -153,6 +154,11 @@ class Job:
     def elapsed_s(self) -> float:
         """Seconds since the job was made."""
         return time.monotonic() - self._started_at
+
+    @property
+    def open_stage(self) -> str | None:
+        """The stage under way, if any."""
+        return self._open
 
     @staticmethod
     def _known(name: str) -> str:

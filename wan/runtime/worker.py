@@ -1,7 +1,7 @@
 """The one thread that does blocking work, and the bridge from it to an event loop.
 
-An event loop must stay free while a clip is denoised: it hears cancellations and streams snapshots. So every request
-runs in this thread, one after the other, and is watched from the loop.
+An event loop must stay free while a clip is denoised: it hears cancellations and streams snapshots. So every
+request runs in this thread, one after the other, and is watched from the loop.
 """
 
 import asyncio
@@ -41,12 +41,11 @@ class Running(Generic[T]):
         told_at = 0.0
         while not self._future.done():
             latest = self._latest
-            fresh = latest is not None and latest is not told
-            if fresh and (
-                told is None or latest.stage != told.stage or time.monotonic() - told_at >= UPDATE_S
-            ):
-                told, told_at = latest, time.monotonic()
-                yield latest
+            if latest is not None and latest is not told:
+                due = time.monotonic() - told_at >= UPDATE_S
+                if told is None or latest.stage != told.stage or due:
+                    told, told_at = latest, time.monotonic()
+                    yield latest
             await asyncio.sleep(POLL_S)
 
     async def result(self) -> T:
@@ -77,18 +76,18 @@ class Worker:
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wan-animate")
-        self._running: set[Running] = set()
+        self.running: set[Running] = set()  # under way or waiting
 
     def start(self, work: Callable[[Job], T], *, cancel_requested: Callable[[], bool]) -> Running[T]:
         """Queue `work`; it gets a Job of its own. `cancel_requested` is asked besides `Running.cancel`."""
         running = Running(self._executor, work, cancel_requested)
-        self._running.add(running)
-        running._future.add_done_callback(lambda _: self._running.discard(running))
+        self.running.add(running)
+        running._future.add_done_callback(lambda _: self.running.discard(running))
         return running
 
     def cancel(self) -> None:
         """Ask every request, running or waiting, to stop."""
-        for running in tuple(self._running):
+        for running in tuple(self.running):
             running.cancel()
 
     def close(self) -> None:

@@ -1,0 +1,98 @@
+"""The verbs every preprocessing backend has, the small things they exchange, and choice by name. Knows no model.
+
+A backend finds people (every frame on its own) and estimates poses (of one person, where it is told to look). Who is
+meant, what happens in gaps, and everything over time is shared and lies elsewhere. M people, L numbers of looks.
+"""
+
+from collections.abc import Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+
+from ..wan.runtime.errors import InvalidInput, NotAvailableYet
+from .keypoints import NUM_KEYPOINTS
+
+REGION: Final = 4  # numbers that tell a backend where to look; only it knows what they mean
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class People:
+    """Everybody found in one frame, in no particular order."""
+
+    boxes: np.ndarray  # (M, 4) float32: x0, y0, x1, y1 of what is seen of the body, pixels
+    scores: np.ndarray  # (M,) float32 0…1
+    regions: np.ndarray  # (M, 4) float32 pixels: may be averaged and interpolated over time
+    looks: np.ndarray  # (M, L) float32: what the person looks like, compare with `looks_distance`; L may be 0
+
+    def __post_init__(self) -> None:
+        count = len(self.scores)
+        shapes = (self.boxes.shape, self.regions.shape, self.looks.shape[:1])
+        if shapes != ((count, 4), (count, REGION), (count,)):
+            raise ValueError(f"{count} people need boxes, regions and looks, got shapes {shapes}")
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Estimate:
+    """One person's pose in one frame."""
+
+    pose: np.ndarray  # (133, 3) float32: x, y in pixels, score 0…1 (0 = not seen)
+    presence: float  # 0…1 that a person was there to estimate
+    looks: np.ndarray  # (L,) float32, as in People
+
+    def __post_init__(self) -> None:
+        if self.pose.shape != (NUM_KEYPOINTS, 3) or self.pose.dtype != np.float32:
+            raise ValueError(f"a pose is float32 ({NUM_KEYPOINTS}, 3), got {self.pose.dtype} {self.pose.shape}")
+
+
+class PeopleFinder(Protocol):
+    """The verb "find people"."""
+
+    def find_people(self, frames: Iterable[np.ndarray]) -> Generator[People, None, None]:
+        """Everybody in each frame, (H, W, 3) uint8 RGB, in the frames' order; close it to stop early."""
+        ...
+
+
+class PoseEstimator(Protocol):
+    """The verb "estimate poses"."""
+
+    def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Estimate, None, None]:
+        """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
+        ...
+
+    def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
+        """The pose of the main person of a single picture (H, W, 3) uint8 RGB: (133, 3) float32.
+
+        Raises NoPersonFound.
+        """
+        ...
+
+
+class Backend(PeopleFinder, PoseEstimator, Protocol):
+    """Both verbs over one set of models."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Which models, and which version of what is done with them: the same words mean the same results."""
+        ...
+
+
+BACKENDS: Final = ("full", "embedded")
+
+
+def build_backend(name: str, *, cache_dir: Path) -> Backend:
+    """Load a backend's models by its name in `BACKENDS`, fetching what `cache_dir`, the user's cache folder, lacks.
+
+    Raises ModelFilesBroken, DiskFull, and NotAvailableYet for "full".
+    """
+    if name == "embedded":
+        from .embedded.backend import EmbeddedBackend  # noqa: PLC0415 - LiteRT loads only where it is used
+
+        return EmbeddedBackend(cache_dir)
+    if name == "full":
+        raise NotAvailableYet('preprocessing "full" is not available yet: choose "embedded"')
+    raise InvalidInput(f"preprocessing must be one of {', '.join(BACKENDS)}, got {name!r}")

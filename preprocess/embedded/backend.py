@@ -1,0 +1,62 @@
+"""The embedded backend: both verbs of preprocessing on a CPU, from six small networks, on all cores."""
+
+import os
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ...wan.runtime.errors import NoPersonFound
+from ..backends import Estimate, People
+from ..subjects import follow
+from .blazepose import BlazePose
+from .models import REQUIREMENT, ensure_models
+from .runner import WorkerPool
+
+VERSION: Final = 1  # raise it when results change
+MAX_WORKERS: Final = 8  # each holds about 60 MB of networks; decoding is the limit beyond
+
+
+class EmbeddedBackend:
+    """A `Backend` that needs neither a GPU nor a model hub."""
+
+    def __init__(self, cache_dir: Path, *, workers: int | None = None) -> None:
+        """Load the model files, fetched where the user's `cache_dir` lacks them, for `workers` threads (all cores).
+
+        Raises ModelFilesBroken, DiskFull.
+        """
+        files = ensure_models(cache_dir)
+        count = workers or min(os.cpu_count() or 1, MAX_WORKERS)
+        self._pool = WorkerPool([BlazePose(files) for _ in range(count)])
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The models and this code's version."""
+        return ("embedded", REQUIREMENT, f"version {VERSION}")
+
+    def find_people(self, frames: Iterable[np.ndarray]) -> Generator[People, None, None]:
+        """Everybody in each frame, (H, W, 3) uint8 RGB, in the frames' order; close it to stop early."""
+        return self._pool.in_order(BlazePose.find, frames)
+
+    def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Estimate, None, None]:
+        """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
+        return self._pool.in_order(_estimate, frames)
+
+    def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
+        """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
+
+        Raises NoPersonFound.
+        """
+        people = self._pool.call(BlazePose.find, picture)
+        size = (picture.shape[0], picture.shape[1])
+        track = follow([people], subject="largest", shots=np.zeros(1, int), frame_size=size, half=0)
+        if track is None:
+            raise NoPersonFound(
+                "no person was found in the picture: use one that shows a single person with head and upper body"
+            )
+        return self._pool.call(_estimate, (picture, track.regions[0])).pose
+
+
+def _estimate(worker: BlazePose, item: tuple[np.ndarray, np.ndarray]) -> Estimate:
+    return worker.estimate(*item)

@@ -1,0 +1,217 @@
+"""The story of pass 1: a driving video in, `Tracks` out. The only module that knows the order of the stages.
+
+people → who is meant → pose → smooth. Every source frame is looked at once in each of the first two stages, however
+often the output shows it, and only numbers are kept. N source frames, T output frames.
+"""
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from typing import Final
+
+import cv2
+import numpy as np
+
+from ..wan.media.decode import SourceVideo
+from ..wan.runtime.errors import NoPersonFound, NotAvailableYet
+from ..wan.runtime.job import Job
+from .backends import Backend, People
+from .face import MIN_SHARE, smooth_face_boxes
+from .keypoints import FACE, NUM_KEYPOINTS, VISIBLE
+from .smoothing import BRIDGE_S, find_absences, number_shots, smooth_poses, spans
+from .subjects import Subject, SubjectTrack, follow, looks_cost
+from .tracks import Tracks
+
+MIN_PRESENCE: Final = 0.5  # of an estimate, or the person was not there
+SAME_LOOKS: Final = 0.5  # cost up to which somebody where nobody was detected is the one who is followed
+REGION_S: Final = 0.17  # seconds to either side over which regions are smoothed; 5 frames at 30 a second
+
+THUMBNAIL: Final = (32, 18)  # pixels in which cuts are looked for
+THUMBNAIL_STEP: Final = 4  # pixels skipped on the way there: a cut shows in any of them
+
+PEOPLE_GUESS_S: Final = 0.05  # a frame on two cores; only until the stage's own speed is known
+POSE_GUESS_S: Final = 0.04
+SMOOTH_GUESS_S: Final = 0.001
+
+MAX_RANGES: Final = 6  # ranges of frames spelled out in a warning
+
+
+class Preprocessor:
+    """Pass 1 over one backend's models. Holds nothing of any request."""
+
+    def __init__(self, backend: Backend, *, stride: int = 1) -> None:
+        """`stride`: look for people in every so many frames only, and go straight between them (for benchmarks)."""
+        self._backend = backend
+        self._stride = stride
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What, besides the video, decides the tracks: for keys of caches."""
+        return (*self._backend.words, f"stride {self._stride}")
+
+    def announce(self, job: Job, video: SourceVideo, *, masks: bool = False) -> None:
+        """Tell the job what `tracks` is going to do. `masks` is not available yet."""
+        frames = len(np.unique(video.indices))
+        job.expect("people", frames, seconds_a_unit=PEOPLE_GUESS_S / self._stride)
+        job.expect("pose", frames, seconds_a_unit=POSE_GUESS_S)
+        job.expect("smooth", frames, seconds_a_unit=SMOOTH_GUESS_S)
+
+    def tracks(self, video: SourceVideo, *, subject: Subject, job: Job, masks: bool = False) -> Tracks:
+        """Follow one person through the video, in the job's stages people, pose and smooth.
+
+        Raises NoPersonFound, BadMedia, Cancelled. `masks` raises NotAvailableYet.
+        """
+        if masks:
+            raise NotAvailableYet("replacement is not available yet: use mode animation")
+        sources, shown = np.unique(video.indices, return_inverse=True)  # (N,), (T,) which of the N each output frame is
+        rate = float(video.fps) * len(sources) / video.num_frames  # source frames a second
+        people, shots = self._find(video, len(sources), job)
+        track = follow(
+            people, subject=subject, shots=shots, frame_size=video.size, half=round(REGION_S * rate)
+        )
+        del people  # by far the most memory of this pass
+        if track is None:
+            raise NoPersonFound(_nobody(video))
+        poses, present = self._estimate(video, track, job)
+        if not present.any():
+            raise NoPersonFound(_nobody(video))
+        with job.stage("smooth", total=len(sources)) as stage:
+            steady = smooth_poses(poses, present, shots, rate=rate, frame_size=video.size)
+            boxes = smooth_face_boxes(steady, video.size, rate=rate, shots=shots)
+            stage.advance(len(sources))
+        warnings = (
+            *newcomer_warnings(track.newcomers, subject, shown),
+            *absence_warnings(present[shown], shots[shown], fps=float(video.fps)),
+            *face_warnings(steady[shown]),
+        )
+        return Tracks(
+            frame_size=video.size, poses=steady[shown], face_boxes=boxes[shown], warnings=warnings
+        )
+
+    def picture_pose(self, picture: np.ndarray) -> np.ndarray:
+        """The pose of the main person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
+
+        Raises NoPersonFound.
+        """
+        return self._backend.estimate_pose(picture)
+
+    def _find(self, video: SourceVideo, count: int, job: Job) -> tuple[list[People | None], np.ndarray]:
+        """Everybody in each source frame (None where nobody looked), and the number of the shot it belongs to (N,)."""
+        people: list[People | None] = [None] * count
+        changes = np.zeros(count)
+
+        def looked_at() -> Generator[np.ndarray, None, None]:
+            before: np.ndarray | None = None
+            with closing(_distinct(video)) as frames:
+                for index, frame in enumerate(frames):
+                    small = _thumbnail(frame)
+                    changes[index] = 0.0 if before is None else np.abs(small - before).mean()
+                    before = small
+                    if index % self._stride == 0:
+                        yield frame
+                    else:
+                        stage.advance()
+
+        with (
+            job.stage("people", total=count) as stage,
+            closing(looked_at()) as frames,
+            closing(self._backend.find_people(frames)) as found,
+        ):
+            for index, one in enumerate(found):
+                people[index * self._stride] = one
+                stage.advance()
+        return people, number_shots(changes)
+
+    def _estimate(self, video: SourceVideo, track: SubjectTrack, job: Job) -> tuple[np.ndarray, np.ndarray]:
+        """Poses (N, 133, 3) float32 as estimated, and in which frames (N,) the person was really there."""
+        poses = np.zeros((len(track.seen), NUM_KEYPOINTS, 3), np.float32)
+        present = np.zeros(len(track.seen), bool)
+        with (
+            job.stage("pose", total=len(poses)) as stage,
+            closing(_distinct(video)) as frames,
+            closing(self._backend.estimate_poses(zip(frames, track.regions, strict=True))) as estimates,
+        ):
+            for index, estimate in enumerate(estimates):
+                poses[index] = estimate.pose
+                # Where nobody was found, somebody else may be, or a chair: then it must look like the person, too.
+                familiar = track.seen[index] or self._looks_like(estimate.looks, track.looks[index])
+                present[index] = estimate.presence >= MIN_PRESENCE and familiar
+                stage.advance()
+        return poses, present
+
+    def _looks_like(self, looks: np.ndarray, person: np.ndarray) -> bool:
+        # Between two looks in one stride the person is as good as seen.
+        return self._stride > 1 or float(looks_cost(looks, person)) <= SAME_LOOKS
+
+
+def _distinct(video: SourceVideo) -> Generator[np.ndarray, None, None]:
+    """Every source frame once, in order."""
+    shown: int | None = None
+    with closing(video.frames()) as frames:
+        for source, frame in zip(video.indices.tolist(), frames, strict=True):
+            if source != shown:
+                yield frame
+            shown = source
+
+
+def _thumbnail(frame: np.ndarray) -> np.ndarray:
+    step = max(min(THUMBNAIL_STEP, min(frame.shape[:2]) // THUMBNAIL[1]), 1)
+    return cv2.resize(frame[::step, ::step], THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+# --- what the user is told; frames are numbered as in the output, from 0
+
+
+def absence_warnings(present: np.ndarray, shots: np.ndarray, *, fps: float) -> list[str]:
+    """Sentences on the output frames (T,) in which the person was not found, and what stands in."""
+    before, after, between = [], [], []
+    for absence in find_absences(present, shots):
+        frames = (absence.start, absence.stop - 1)
+        if absence.before is None and absence.after is not None:
+            after.append(frames)
+        elif absence.after is None or absence.stop - absence.start > round(BRIDGE_S * fps):
+            before.append(frames)
+        else:
+            between.append(frames)
+    sentences = (
+        (after, "no person in {}: the first pose after is held"),
+        (before, "no person in {}: the last pose before is held"),
+        (between, "the person was lost for a moment in {}: the pose is interpolated"),
+    )
+    return [sentence.format(_in_words(ranges)) for ranges, sentence in sentences if ranges]
+
+
+def face_warnings(poses: np.ndarray) -> list[str]:
+    """Sentences on the output frames in which steady poses (T, 133, 3) show no face."""
+    seen = (poses[:, FACE, 2] >= VISIBLE).mean(axis=1) >= MIN_SHARE
+    if not seen.any():
+        return ["no face was found in any frame: the character keeps a face without expression"]
+    ranges = [(start, stop - 1) for start, stop in spans(seen) if not seen[start]]
+    if not ranges:
+        return []
+    return [f"no face in {_in_words(ranges)}: it is cut out where it should be, by the frames around"]
+
+
+def newcomer_warnings(newcomers: Sequence[int], subject: Subject, shown: np.ndarray) -> list[str]:
+    """Sentences on cuts (source frames) after which another person had to be taken; `shown` (T,) as in `tracks`."""
+    which = {"center": "most central"}.get(subject, subject)
+    return [
+        f"after the cut at frame {int(np.searchsorted(shown, frame))} nobody looks like the person before it: "
+        f"the {which} person there is followed"
+        for frame in newcomers
+    ]
+
+
+def _in_words(ranges: Sequence[tuple[int, int]]) -> str:
+    words = [f"{first}" if first == last else f"{first}–{last}" for first, last in ranges[:MAX_RANGES]]
+    if len(ranges) > MAX_RANGES:
+        rest = sum(last - first + 1 for first, last in ranges[MAX_RANGES:])
+        return f"frames {', '.join(words)} and {rest} more"
+    listed = " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return f"frame{'s' if len(words) > 1 or '–' in words[0] else ''} {listed}"
+
+
+def _nobody(video: SourceVideo) -> str:
+    return (
+        f"no person was found in the {video.num_frames} frames used of {video.info.path.name}: use a part in which "
+        "the performer's head and upper body, or at least the arms with the hands, can be seen"
+    )

@@ -1,0 +1,550 @@
+"""A checkpoint as its makers publish it becomes our network, whole and exact, or a sentence says what is wrong."""
+
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import init_empty_weights
+from huggingface_hub import constants
+from huggingface_hub.utils import close_session
+from safetensors.torch import load_file, save_file
+from transformers import ByT5Tokenizer
+from wan_animate.wan.model import names
+from wan_animate.wan.model.device import usable_gpu
+from wan_animate.wan.model.load import (
+    INDEX,
+    LoadProgress,
+    converted,
+    load_image_encoder,
+    load_models,
+    load_text_encoder,
+    load_transformer,
+    load_vae,
+)
+from wan_animate.wan.model.transformer import AnimateTransformer
+from wan_animate.wan.runtime.errors import Cancelled, ModelFilesBroken, NotAvailableYet, NoUsableGpu
+from wan_animate.wan.runtime.weights import REGISTRY
+
+from . import seeded
+from .hub_server import Repository, serving
+
+CASE = "dit_a"
+SHARDS = 5
+MANIFESTS = Path(__file__).parents[2] / "shared" / "manifests"
+FLOAT32_TOLERANCE = 5e-5  # relative L2; summation order, and diffusers' float32 sinusoid
+BF16_TOLERANCE = 2e-2  # relative L2; 8 bits of mantissa through 5 layers, measured 7e-3
+BLUR = torch.tensor([[1.0, 3.0, 3.0, 1.0]])
+
+
+def published_shapes(
+    *, dim: int, heads: int, ffn: int, text: int, freq: int, layers: int
+) -> dict[str, tuple]:
+    """Names and shapes of Wan2.2-Animate's transformer as its makers' class gives them, at any size."""
+
+    def linear(name: str, out: int, into: int) -> dict[str, tuple]:
+        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+
+    shapes: dict[str, tuple] = {"patch_embedding.weight": (dim, 36, 1, 2, 2), "patch_embedding.bias": (dim,)}
+    shapes |= {"pose_patch_embedding.weight": (dim, 16, 1, 2, 2), "pose_patch_embedding.bias": (dim,)}
+    shapes |= linear("text_embedding.0", dim, text) | linear("text_embedding.2", dim, dim)
+    shapes |= linear("time_embedding.0", dim, freq) | linear("time_embedding.2", dim, dim)
+    shapes |= linear("time_projection.1", 6 * dim, dim)
+    for i in range(layers):
+        block = f"blocks.{i}"
+        shapes[f"{block}.modulation"] = (1, 6, dim)
+        for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"):
+            shapes |= linear(f"{block}.{part}", dim, dim)
+        for part in ("q", "k", "v", "o", "k_img", "v_img"):
+            shapes |= linear(f"{block}.cross_attn.{part}", dim, dim)
+        for norm in ("self_attn.norm_q", "self_attn.norm_k", "norm3", "cross_attn.norm_q"):
+            shapes[f"{block}.{norm}.weight"] = (dim,)
+        for norm in ("cross_attn.norm_k", "cross_attn.norm_k_img"):
+            shapes[f"{block}.{norm}.weight"] = (dim,)
+        shapes[f"{block}.norm3.bias"] = (dim,)
+        shapes |= linear(f"{block}.ffn.0", ffn, dim) | linear(f"{block}.ffn.2", dim, ffn)
+    shapes |= {"head.modulation": (1, 2, dim)} | linear("head.head", 64, dim)
+    shapes |= {"img_emb.proj.0.weight": (1280,), "img_emb.proj.0.bias": (1280,)}
+    shapes |= linear("img_emb.proj.1", 1280, 1280) | linear("img_emb.proj.3", dim, 1280)
+    shapes |= {"img_emb.proj.4.weight": (dim,), "img_emb.proj.4.bias": (dim,)}
+    shapes |= motion_encoder_shapes()
+    for i in range(layers // 5):
+        adapter = f"face_adapter.fuser_blocks.{i}"
+        shapes |= linear(f"{adapter}.linear1_kv", 2 * dim, dim) | linear(f"{adapter}.linear1_q", dim, dim)
+        shapes |= linear(f"{adapter}.linear2", dim, dim)
+        shapes |= {f"{adapter}.{norm}.weight": (dim // heads,) for norm in ("q_norm", "k_norm")}
+    shapes["face_encoder.padding_tokens"] = (1, 1, 1, dim)
+    for conv, out, into in (("conv1_local", 4096, 512), ("conv2", 1024, 1024), ("conv3", 1024, 1024)):
+        shapes |= {
+            f"face_encoder.{conv}.conv.weight": (out, into, 3),
+            f"face_encoder.{conv}.conv.bias": (out,),
+        }
+    return shapes | linear("face_encoder.out_proj", dim, 1024)
+
+
+def motion_encoder_shapes() -> dict[str, tuple]:
+    convs, widths = "motion_encoder.enc.net_app.convs", (32, 64, 128, 256, 512, 512, 512, 512)
+    shapes: dict[str, tuple] = {f"{convs}.0.0.weight": (32, 3, 1, 1), f"{convs}.0.1.bias": (1, 32, 1, 1)}
+    for i, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+        shapes |= {
+            f"{convs}.{i}.conv1.0.weight": (into, into, 3, 3),
+            f"{convs}.{i}.conv1.1.bias": (1, into, 1, 1),
+            f"{convs}.{i}.conv2.0.kernel": (4, 4),
+            f"{convs}.{i}.conv2.1.weight": (out, into, 3, 3),
+            f"{convs}.{i}.conv2.2.bias": (1, out, 1, 1),
+            f"{convs}.{i}.skip.0.kernel": (4, 4),
+            f"{convs}.{i}.skip.1.weight": (out, into, 1, 1),
+        }
+    shapes[f"{convs}.8.weight"] = (512, 512, 4, 4)
+    for i, out in enumerate((512, 512, 512, 512, 20)):
+        shapes |= {f"motion_encoder.enc.fc.{i}.weight": (out, 512), f"motion_encoder.enc.fc.{i}.bias": (out,)}
+    return shapes | {"motion_encoder.dec.direction.weight": (512, 20)}
+
+
+REAL_SIZE = {"dim": 5120, "heads": 40, "ffn": 13824, "text": 4096, "freq": 256, "layers": 40}
+
+
+def is_constant(name: str) -> bool:
+    return name.endswith(".kernel")
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> Path:
+    """In the makers' format: config, shards of consecutive tensors, index."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"_class_name": "WanAnimateModel", **config}))
+    order, placed = list(tensors), {}
+    for i in range(SHARDS):
+        part = order[i * len(order) // SHARDS : (i + 1) * len(order) // SHARDS]
+        file = f"diffusion_pytorch_model-{i + 1:05}-of-{SHARDS:05}.safetensors"
+        save_file({name: tensors[name].contiguous() for name in part}, folder / file, {"format": "pt"})
+        placed |= dict.fromkeys(part, file)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": placed}))
+    return folder
+
+
+def published(dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The seeded network with its constants, as the makers' class saves it, sorted as they sort it."""
+    tensors = {name: tensor.to(dtype) for name, tensor in seeded.published(CASE).items()}
+    constants_of_it = {
+        name: (BLUR * BLUR.T / 64).to(dtype) for name in motion_encoder_shapes() if is_constant(name)
+    }
+    return dict(sorted((tensors | constants_of_it).items()))
+
+
+@pytest.fixture(scope="module")
+def bf16(tmp_path_factory) -> Path:
+    config = seeded.networks()[CASE]["config"]
+    return write_checkpoint(tmp_path_factory.mktemp("bf16"), published(torch.bfloat16), config)
+
+
+@pytest.fixture(scope="module")
+def float32(tmp_path_factory) -> Path:
+    config = seeded.networks()[CASE]["config"]
+    return write_checkpoint(tmp_path_factory.mktemp("float32"), published(torch.float32), config)
+
+
+def load(folder: Path, **settings) -> AnimateTransformer:
+    return load_transformer(folder, **({"device": "cpu", "dtype": torch.float32} | settings))
+
+
+@pytest.mark.parametrize("case", ["dit_a", "dit_b"])
+def test_the_published_names_are_known_at_any_size(case):
+    network = seeded.networks()[case]
+    config = network["config"]
+    shapes = published_shapes(
+        dim=config["dim"], heads=config["num_heads"], ffn=config["ffn_dim"],
+        text=config["text_dim"], freq=config["freq_dim"], layers=config["num_layers"],
+    )  # fmt: skip
+    stored = {name: tuple(shape) for name, shape in network["shapes"].items()}
+    assert {name: shape for name, shape in shapes.items() if not is_constant(name)} == stored
+
+
+def test_all_names_and_shapes_at_real_size_fit_the_class():
+    shapes = published_shapes(**REAL_SIZE)
+    assert len(shapes) == 1441
+    config = {
+        "num_heads": 40, "dim": 5120, "in_dim": 36, "out_dim": 16, "text_dim": 4096, "freq_dim": 256,
+        "ffn_dim": 13824, "num_layers": 40, "eps": 1e-6, "motion_encoder_dim": 512,
+    }  # fmt: skip
+    with init_empty_weights():
+        network = AnimateTransformer(**names.transformer_config(config))
+    found = {}
+    for name, shape in shapes.items():
+        found |= {to: part.shape for to, part in converted(name, torch.empty(shape, device="meta")).items()}
+    assert found == {name: parameter.shape for name, parameter in network.named_parameters()}
+    assert sum(parameter.numel() for parameter in network.parameters()) == 17_274_816_884
+
+
+@pytest.mark.skipif(not MANIFESTS.is_dir(), reason="the makers' table is not at hand")
+def test_the_names_at_real_size_are_the_makers_own():
+    table = json.loads((MANIFESTS / "transformer_14b_original.json").read_text())["tensors"]
+    assert {name: tuple(shape) for name, shape in table.items()} == published_shapes(**REAL_SIZE)
+
+
+def test_float32_shards_give_the_very_weights(float32):
+    network, expected = load(float32), seeded.transformer(CASE)
+    theirs = dict(expected.named_parameters())
+    assert {name for name, _ in network.named_parameters()} == theirs.keys()
+    assert all(torch.equal(ours, theirs[name]) for name, ours in network.named_parameters())
+    assert all(torch.equal(a, b) for a, b in zip(network.buffers(), expected.buffers(), strict=True))
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("files", ["bf16", "float32"])
+def test_bf16_keeps_float32_where_rounding_would_show(files, request):
+    network = load(request.getfixturevalue(files), dtype=torch.bfloat16)
+    kept = {name for name, parameter in network.named_parameters() if parameter.dtype == torch.float32}
+    assert {name for name, parameter in network.named_parameters() if parameter.dtype == torch.bfloat16}
+    assert kept == {name for name, _ in network.named_parameters() if network.keeps_float32(name)}
+    assert {name.split(".")[1] for name in kept if name.startswith("condition_embedder")} >= {"time_embedder"}
+    plain = seeded.transformer(CASE)
+    assert network.rope.freqs_cos.dtype == torch.float32
+    assert torch.equal(network.rope.freqs_cos, plain.rope.freqs_cos)
+    if files == "float32":  # what stays float32 is the file's own value, not one rounded on the way
+        theirs = dict(plain.named_parameters())
+        assert all(torch.equal(network.get_parameter(name), theirs[name]) for name in kept)
+
+
+def run_both(network: AnimateTransformer, data: dict[str, np.ndarray], timestep: int) -> torch.Tensor:
+    """The golden's call: latents and conditions in, velocity out, the faces' motion as stored."""
+    tensor = {name: torch.from_numpy(array) for name, array in data.items() if array.dtype == np.float32}
+    text = torch.zeros(1, 512, tensor["context"].shape[-1])
+    text[0, : len(tensor["context"])] = tensor["context"]
+    image = torch.from_numpy(data["clip_fea_int8"].astype(np.float32)) / 8
+    with torch.inference_mode():
+        prepared = network.prepare(
+            given=tensor["y"][None],
+            pose=tensor["pose_latents"],
+            motion=tensor["motion_vec"][None],
+            context=network.embed_context(text, image.reshape(1, 257, 1280)),
+        )
+        return network.step(tensor["latents"][None], timestep, prepared)[0]
+
+
+def distance(ours: torch.Tensor, theirs: np.ndarray) -> float:
+    expected = torch.from_numpy(theirs)
+    return float((ours - expected).norm() / expected.norm())
+
+
+@pytest.mark.skipif(not seeded.GOLDEN.is_dir(), reason="the official outputs are not at hand")
+@pytest.mark.parametrize("timestep", [999, 437])
+def test_the_loaded_network_computes_what_the_official_one_does(bf16, float32, timestep):
+    data = dict(np.load(seeded.GOLDEN / "model" / CASE / "data.npz"))
+    expected = data[f"out_t{timestep}"]
+    assert distance(run_both(load(float32), data, timestep), expected) <= FLOAT32_TOLERANCE
+    assert distance(run_both(load(bf16, dtype=torch.bfloat16), data, timestep), expected) <= BF16_TOLERANCE
+
+
+def test_progress_counts_every_byte_and_cancelling_ends_it(bf16):
+    told: list[LoadProgress] = []
+    load(bf16, on_progress=told.append)
+    done = [progress.done for progress in told]
+    assert done == sorted(done)
+    assert 0.99 < told[-1].done / told[-1].total <= 1
+    assert str(told[-1]).startswith("load 0.1 of 0.1 GB")
+
+    def cancel(progress: LoadProgress) -> None:
+        if progress.done > progress.total / 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        load(bf16, on_progress=cancel)
+
+
+def small_checkpoint(folder: Path) -> Path:
+    """Only what the checks look at: names and shapes; the tensors are views of one zero."""
+    config = seeded.networks()[CASE]["config"]
+    shapes = published_shapes(
+        dim=24, heads=2, ffn=48, text=16, freq=32, layers=5
+    )  # fmt: skip
+    return write_checkpoint(
+        folder,
+        {name: torch.zeros(shape, dtype=torch.float8_e4m3fn) for name, shape in shapes.items()},
+        config,
+    )
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    return small_checkpoint(tmp_path_factory.mktemp("sound"))
+
+
+@pytest.fixture
+def broken(sound, tmp_path) -> Path:
+    """A copy to break. Links, but for what a test replaces."""
+    for file in sound.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    return tmp_path
+
+
+SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
+TENSOR = "blocks.1.self_attn.q.weight"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], *, index: bool) -> str:
+    """Change the shard that holds TENSOR; the index too, if asked."""
+    table = json.loads((folder / INDEX).read_text())
+    file = table["weight_map"][TENSOR]
+    tensors = load_file(folder / file)
+    change(tensors)
+    (folder / file).unlink()
+    save_file(tensors, folder / file, {"format": "pt"})
+    if index:
+        kept = {name: place for name, place in table["weight_map"].items() if place != file}
+        (folder / INDEX).unlink()
+        (folder / INDEX).write_text(json.dumps({"weight_map": kept | dict.fromkeys(tensors, file)}))
+    return file
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(ModelFilesBroken) as caught:
+        load(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_sound_checkpoint_is_the_base_of_the_broken_ones(sound):
+    load(sound)
+
+
+def test_a_tensor_that_the_index_promises_is_missed_by_name(broken):
+    file = rewrite(broken, lambda tensors: tensors.pop(TENSOR), index=False)
+    message = refused(broken)
+    assert file in message
+    assert f"tensor {TENSOR} is not in it" in message
+
+
+def test_a_tensor_that_nothing_promises_is_missed_by_name(broken):
+    rewrite(broken, lambda tensors: tensors.pop(TENSOR), index=True)
+    assert "lacks 1 of Wan2.2-Animate's tensors, such as blocks.1.attn1.to_q.weight" in refused(broken)
+
+
+def test_half_of_a_split_tensor_missing_is_noticed(broken):
+    table = json.loads((broken / INDEX).read_text())["weight_map"]
+    assert "face_adapter.fuser_blocks.0.linear1_kv.weight" in table
+
+
+@pytest.mark.parametrize("index", [False, True])
+def test_a_tensor_too_many_is_named(broken, index):
+    file = rewrite(broken, lambda tensors: tensors.update(extra=torch.zeros(3)), index=index)
+    message = refused(broken)
+    assert file in message
+    assert "tensor extra" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (TENSOR, (24, 23)),
+        ("face_adapter.fuser_blocks.0.linear1_kv.weight", (46, 24)),
+        ("motion_encoder.enc.net_app.convs.1.conv1.1.bias", (32,)),
+        ("motion_encoder.enc.net_app.convs.1.conv1.1.bias", (1, 31, 1, 1)),
+        ("face_encoder.conv2.conv.weight", (1024, 1024, 4)),
+    ],
+)
+def test_another_shape_is_named(broken, name, shape):
+    table = json.loads((broken / INDEX).read_text())["weight_map"]
+    tensors = load_file(broken / table[name])
+    (broken / table[name]).unlink()
+    save_file(tensors | {name: torch.zeros(shape)}, broken / table[name], {"format": "pt"})
+    message = refused(broken)
+    assert table[name] in message
+    assert f"tensor {name} of shape {list(shape)}" in message
+
+
+@pytest.mark.parametrize("left", [0, 5, 5000, -1])
+def test_a_shard_cut_short_is_named(broken, left):
+    content = (broken / SECOND).read_bytes()
+    (broken / SECOND).unlink()
+    (broken / SECOND).write_bytes(content[:left])
+    assert f"{SECOND} is damaged or cut short" in refused(broken)
+
+
+def test_a_shard_of_noise_is_named(broken):
+    size = (broken / SECOND).stat().st_size
+    (broken / SECOND).unlink()
+    (broken / SECOND).write_bytes(np.random.default_rng(0).bytes(size))
+    assert f"{SECOND} is damaged or cut short" in refused(broken)
+
+
+@pytest.mark.parametrize("file", ["config.json", INDEX, SECOND])
+def test_a_missing_file_is_named(broken, file):
+    (broken / file).unlink()
+    assert f"{file} is missing in {broken}" in refused(broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "{", "is damaged"),
+        ("config.json", "{}", "says nothing of 'num_heads'"),
+        (INDEX, "not json", "is damaged"),
+        (INDEX, "{}", "lists no tensors"),
+    ],
+)
+def test_a_damaged_description_is_named(broken, file, content, said):
+    (broken / file).unlink()
+    (broken / file).write_text(content)
+    message = refused(broken)
+    assert file in message
+    assert said in message
+
+
+def test_a_checkpoint_of_another_size_is_refused(broken):
+    config = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").unlink()
+    (broken / "config.json").write_text(json.dumps(config | {"dim": 48}))
+    assert "the files are another model's" in refused(broken)
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory) -> Path:
+    """The parts of the Diffusers repository that are used, tiny."""
+    folder = tmp_path_factory.mktemp("encoders")
+    seeded.text_encoder("t5_a").save_pretrained(folder / "text_encoder")
+    seeded.image_encoder("clip_a").save_pretrained(folder / "image_encoder")
+    seeded.autoencoder("vae_a").save_pretrained(folder / "vae")
+    ByT5Tokenizer().save_pretrained(folder / "tokenizer")
+    (folder / "image_processor").mkdir()
+    (folder / "image_processor" / "preprocessor_config.json").write_text("{}")
+    return folder
+
+
+def test_encoders_and_vae_are_read_from_the_diffusers_folders(encoders):
+    text = load_text_encoder(encoders, device="cpu", dtype=torch.float32)
+    image = load_image_encoder(encoders, device="cpu")
+    vae = load_vae(encoders, device="cpu")
+    for ours, theirs in (
+        (text.model, seeded.text_encoder("t5_a")),
+        (image.model, seeded.image_encoder("clip_a")),
+        (vae.autoencoder, seeded.autoencoder("vae_a")),
+    ):
+        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        assert not any(parameter.requires_grad for parameter in ours.parameters())
+    assert text.tokenizer("a")["input_ids"] == [100, 1]
+
+
+@pytest.mark.parametrize("embedding", ["shared.weight", "encoder.embed_tokens.weight"])
+def test_the_text_encoder_s_words_are_found_under_either_name(encoders, tmp_path, embedding):
+    """One tensor with two names in the class; which of the two a file bears depends on who saved it."""
+    seeded.text_encoder("t5_a").save_pretrained(tmp_path / "text_encoder")
+    (tmp_path / "tokenizer").symlink_to(encoders / "tokenizer")
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    words = tensors.pop("shared.weight", None)
+    words = tensors.pop("encoder.embed_tokens.weight", words)
+    save_file(tensors | {embedding: words}, file, {"format": "pt"})
+    model = load_text_encoder(tmp_path, device="cpu", dtype=torch.float32).model
+    assert torch.equal(model.encoder.embed_tokens.weight, words)
+
+
+@pytest.mark.parametrize(
+    ("part", "file"),
+    [
+        ("text_encoder", "model.safetensors"),
+        ("image_encoder", "model.safetensors"),
+        ("vae", "diffusion_pytorch_model.safetensors"),
+    ],
+)
+@pytest.mark.parametrize("how", ["lacks one", "cut short", "gone"])
+def test_a_damaged_encoder_is_named(encoders, tmp_path, part, file, how):
+    """Both libraries would only warn of a missing tensor and go on with noise."""
+    for folder in encoders.iterdir():
+        if folder.name != part:
+            (tmp_path / folder.name).symlink_to(folder)
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "config.json").symlink_to(encoders / part / "config.json")
+    if how == "lacks one":
+        tensors = load_file(encoders / part / file)
+        tensors.pop(max(tensors))
+        save_file(tensors, tmp_path / part / file, {"format": "pt"})
+    elif how == "cut short":
+        (tmp_path / part / file).write_bytes((encoders / part / file).read_bytes()[:3000])
+    with pytest.raises(ModelFilesBroken, match=rf"{part} (lacks 1 tensors|cannot be loaded)"):
+        load_text_encoder(tmp_path, device="cpu", dtype=torch.float32)
+        load_image_encoder(tmp_path, device="cpu")
+        load_vae(tmp_path, device="cpu")
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_setup_fetches_and_loads_everything(sound, encoders, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    repositories = {
+        REGISTRY["transformer"].repository: Repository(files=files_of(sound)),
+        REGISTRY["encoders"].repository: Repository(
+            files=files_of(encoders) | {"transformer/big": bytes(999)}
+        ),
+    }
+    told: list[LoadProgress] = []
+    with serving(repositories) as hub:
+        models = load_models(
+            "wan2.2-animate-14b", cache_dir=tmp_path, endpoint=hub.endpoint, device=torch.device("cpu"),
+            on_progress=told.append,
+        )  # fmt: skip
+        assert hub.bodies("transformer/big") == 0
+    close_session()
+    assert models.transformer.compute_dtype == torch.bfloat16
+    assert models.text_encoder.model.dtype == torch.bfloat16
+    assert models.vae.dtype == torch.float32
+    assert list(dict.fromkeys(progress.stage for progress in told)) == ["fetch", "load"]
+
+
+@pytest.mark.skipif(usable_gpu() is not None, reason="there is a GPU")
+def test_the_14b_model_without_a_gpu_names_the_way_out(tmp_path):
+    with pytest.raises(NoUsableGpu, match=r'needs a CUDA GPU .*\{"model": "smoke"\}'):
+        load_models("wan2.2-animate-14b", cache_dir=tmp_path)
+
+
+def test_a_precision_to_come_is_said_before_anything_is_fetched(tmp_path):
+    with pytest.raises(NotAvailableYet, match='precision "fp8"'):
+        load_models("wan2.2-animate-14b", precision="fp8", cache_dir=tmp_path, device=torch.device("cpu"))
+
+
+MEASURE = """
+    import sys
+    from pathlib import Path
+    import torch
+    from wan_animate.wan.model.load import load_transformer
+
+    def resident(field: str) -> int:
+        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+        return int(line.split()[1]) * 1024
+
+    torch.set_num_threads(1)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    network = load_transformer(Path(sys.argv[1]), device="cpu", dtype=torch.bfloat16)
+    result = sum(parameter.nbytes for parameter in network.parameters())
+    print(before, resident("VmHWM"), result)
+"""
+
+
+@pytest.mark.slow  # writes and reads 300 MB, and imports the libraries once more
+def test_loading_needs_little_more_memory_than_the_result(tmp_path):
+    size = {"dim": 1024, "heads": 8, "ffn": 2816, "text": 4096, "freq": 256, "layers": 5}
+    config = {
+        "num_heads": 8, "dim": 1024, "in_dim": 36, "out_dim": 16, "text_dim": 4096, "freq_dim": 256,
+        "ffn_dim": 2816, "num_layers": 5, "eps": 1e-6, "motion_encoder_dim": 512,
+    }  # fmt: skip
+    shapes = published_shapes(**size)
+    tensors = {name: torch.ones(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+    write_checkpoint(tmp_path, tensors, config)
+    largest = max(file.stat().st_size for file in tmp_path.glob("*.safetensors"))
+    del tensors
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEASURE), str(tmp_path)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    before, peak, result = map(int, run.stdout.split())
+    assert largest > 40e6
+    assert peak - before - result < 1.2 * largest

@@ -1,0 +1,181 @@
+"""From conditions to finished frames, clip by clip: condition, denoise, decode, stitch.
+
+Knows of its conditions only that a ClipSource has them, and nothing of what becomes of the frames. Holds one
+clip at a time. Every stage is opened and closed within one resumption of the generator, so the caller may
+open stages of its own between two clips.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .clips import Clip, plan_clips
+from .conditioning import (
+    ClipInputs,
+    MotionReader,
+    Tail,
+    encode_given,
+    encode_pose,
+    encode_reference,
+    to_frames,
+)
+from .conditions import ClipSource, Conditions
+from .denoise import Passes, denoise
+from .model.models import Models
+from .model.vae import SPACE_STRIDE, latent_frames
+from .runtime.job import Job, Stage
+from .sampling import Noise, Sampling, seeded_noise
+from .schedule import Schedule, plan_schedule
+
+PATCH = 2  # latent pixels a token, each way
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Request:
+    """What is computed once a request."""
+
+    sampling: Sampling
+    schedule: Schedule
+    context: torch.Tensor  # (1, 769, D): prompt and picture, projected
+    negative_context: torch.Tensor | None  # the same with the negative prompt; None without guidance
+    reference: torch.Tensor  # (1, 20, 1, h, w): the picture as the first given frame
+    motion: MotionReader
+    noise: Noise
+
+
+class Animator:
+    """The engine. Serves one request at a time; keeps nothing of it but the models' own caches."""
+
+    def __init__(self, models: Models) -> None:
+        self.models = models
+
+    @torch.inference_mode()
+    def frames(
+        self, source: ClipSource, sampling: Sampling, job: Job, *, noise: Noise | None = None
+    ) -> Iterator[np.ndarray]:
+        """Make the video. Yields each clip's new frames, (n, H, W, 3) uint8 RGB: `source.num_frames` in all.
+
+        `noise` replays recorded noise; otherwise it is drawn from the seed. Raises Cancelled within one
+        denoising step, one VAE chunk or one batch of faces; the models stay usable.
+        """
+        clips = plan_clips(source.num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap)
+        request = self._open_request(source, sampling, job, noise=noise or seeded_noise(sampling.seed))
+        tail: Tail | None = None
+        for clip in clips:
+            name = f"clip {clip.index + 1}/{len(clips)}"
+            with job.stage("clip.condition", total=len(clips)) as stage:
+                inputs = self._condition(source, clip, tail, request, job)
+                stage.advance(detail=name)
+            with job.stage("clip.denoise", total=len(clips) * sampling.steps) as stage:
+                latents = self._denoise(inputs, clip, request, stage, name)
+            with job.stage("clip.decode", total=len(clips)) as stage:
+                pixels, tail = self._decode(latents, clip, sampling.overlap, job)
+                stage.advance(detail=name)
+            yield pixels
+
+    def _open_request(self, source: ClipSource, sampling: Sampling, job: Job, *, noise: Noise) -> Request:
+        models, device = self.models, self.models.device
+        texts = []
+        prompts = [sampling.prompt, sampling.negative_prompt] if sampling.guided else [sampling.prompt]
+        with job.stage("encode_text", total=len(prompts)) as stage:
+            for prompt in prompts:
+                if not models.text_encoder.fits(prompt):
+                    job.warn(
+                        f"the prompt {prompt[:30]!r}… is longer than the model reads; its end has no effect"
+                    )
+                texts.append(models.text_encoder(prompt).to(device))
+                stage.advance()
+        with job.stage("encode_image", total=1) as stage:
+            image = models.image_encoder(source.reference).to(device)
+            contexts = [models.transformer.embed_context(text, image) for text in texts]
+            reference = encode_reference(models.vae, source.reference).to(device)
+            stage.advance()
+        return Request(
+            sampling=sampling,
+            schedule=plan_schedule(sampling.solver, steps=sampling.steps, shift=sampling.shift),
+            context=contexts[0],
+            negative_context=contexts[1] if sampling.guided else None,
+            reference=reference,
+            motion=MotionReader(models.transformer),
+            noise=noise,
+        )
+
+    def _condition(
+        self, source: ClipSource, clip: Clip, tail: Tail | None, request: Request, job: Job
+    ) -> ClipInputs:
+        conditions = source.conditions(clip.frames)
+        _check_conditions(conditions, clip, source)
+        vae, device = self.models.vae, self.models.device
+        given = encode_given(vae, conditions.scene, tail, shape=conditions.pose.shape[:3], check=job.check)
+        return ClipInputs(
+            given=torch.cat([request.reference, given.to(device)], dim=2),
+            pose=encode_pose(vae, conditions.pose, check=job.check).to(device),
+            motion=request.motion.read(conditions.face, clip.frames, check=job.check),
+        )
+
+    def _prepare(self, inputs: ClipInputs, request: Request) -> Passes:
+        transformer, guidance = self.models.transformer, request.sampling.guidance
+        conditional = transformer.prepare(
+            given=inputs.given, pose=inputs.pose, motion=inputs.motion, context=request.context
+        )
+        if request.negative_context is None:
+            return Passes(conditional=conditional, unconditional=None)
+        unconditional = conditional.replace(
+            context=request.negative_context,
+            faces=transformer.prepare_faces(request.motion.blank().expand_as(inputs.motion)),
+        )
+        return Passes(conditional=conditional, unconditional=unconditional, guidance=guidance)
+
+    def _denoise(
+        self, inputs: ClipInputs, clip: Clip, request: Request, stage: Stage, name: str
+    ) -> torch.Tensor:
+        """The clip's clean latents (1, 16, L, h, w)."""
+        passes = self._prepare(inputs, request)
+        _, _, frames, height, width = inputs.given.shape
+        latents = request.noise(clip.index, (1, 16, frames, height, width)).to(self.models.device)
+        for step in denoise(self.models.transformer, passes, latents, request.schedule):
+            latents = step.latents
+            stage.advance(detail=f"{name} step {step.index}/{step.total}")
+        return latents[:, :, 1:]  # frame 0 is the reference picture's
+
+    def _decode(
+        self, latents: torch.Tensor, clip: Clip, overlap: int, job: Job
+    ) -> tuple[np.ndarray, Tail | None]:
+        """The clip's new frames, and the tail that guides the next clip.
+
+        A clip filled up at its end is decoded only as far as its frames are real: the VAE looks back in time
+        only.
+        """
+        frames, tail = [], None
+        for pixels in self.models.vae.decode(latents[:, :, : latent_frames(clip.fresh.stop)]):
+            job.check()
+            frames.append(to_frames(pixels))
+            tail = (pixels if tail is None else torch.cat([tail, pixels], dim=2))[:, :, -overlap:]
+        return np.concatenate(frames)[clip.fresh], tail
+
+
+def announce(
+    job: Job, models: Models, sampling: Sampling, *, num_frames: int, height: int, width: int
+) -> None:
+    """Tell the job what `Animator.frames` is going to do, with rough seconds. Height and width in pixels."""
+    pace, passes = models.pace, 2 if sampling.guided else 1
+    clips = len(plan_clips(num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap))
+    megapixels = sampling.clip_len * height * width / 1e6
+    token = SPACE_STRIDE * PATCH
+    tokens = (latent_frames(sampling.clip_len) + 1) * (height // token) * (width // token)
+    job.expect("encode_text", passes, seconds_a_unit=pace.encode_s)
+    job.expect("encode_image", 1, seconds_a_unit=pace.encode_s)
+    job.expect("clip.condition", clips, seconds_a_unit=pace.condition_s * megapixels)
+    job.expect("clip.denoise", clips * sampling.steps, seconds_a_unit=passes * pace.step_s(tokens))
+    job.expect("clip.decode", clips, seconds_a_unit=pace.decode_s * megapixels)
+
+
+def _check_conditions(conditions: Conditions, clip: Clip, source: ClipSource) -> None:
+    """Refuse conditions that are not of this clip: a mistake of whoever made the source."""
+    expected = (len(clip.frames), *source.reference.shape)
+    if conditions.pose.shape != expected:
+        raise ValueError(f"clip {clip.index} needs pose of shape {expected}, got {conditions.pose.shape}")
+    if (conditions.scene is not None) != source.replaces:
+        raise ValueError(f"the source {'replaces' if source.replaces else 'animates'}, its conditions do not")

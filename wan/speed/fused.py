@@ -1,0 +1,185 @@
+"""The transformer's block with fewer trips through memory: what lies between two matrix products in one kernel each.
+
+Norms, modulation, gates and residuals are left to the compiler, which fuses them well. Ours are what it does not:
+the norm of queries and keys over all heads with the rotation that follows, and GELU inside the product before it.
+Letters: B batch, N tokens, D width, all heads together.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.activations import GELU
+from diffusers.models.transformers.transformer_wan_animate import (
+    WanAnimateTransformer3DModel,
+    WanAttention,
+    WanTransformerBlock,
+)
+
+from .attention import attend
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # a torch without it: the plain functions serve
+    triton = None
+
+TEXT_TOKENS = 512  # the context is the picture's tokens, then this many of text
+
+
+def fuse(transformer: WanAnimateTransformer3DModel, *, attention: str) -> None:
+    """Let all blocks use the fused operations and the attention kernel of this name. Weights stay as they are."""
+    for block in transformer.blocks:
+        assert isinstance(block, WanTransformerBlock)
+        for module in (block.attn1, block.attn2):
+            module.set_processor(FusedAttention(attention))
+        if isinstance(block.ffn.net[0], GELU):
+            # The instance keeps its weights; only its forward changes.
+            block.ffn.net[0].__class__ = FusedGelu
+
+
+class FusedAttention:
+    """An attention layer's forward: projections, norms, rotation, attention, output. Same numbers as diffusers'."""
+
+    _attention_backend = None  # diffusers reads and sets these on every processor
+    _parallel_config = None
+
+    def __init__(self, kernel: str) -> None:
+        self.kernel = kernel
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: torch.Tensor,  # (B, N, D)
+        encoder_hidden_states: torch.Tensor | None = None,  # (B, S, D); None: the tokens look at each other
+        attention_mask: torch.Tensor | None = None,
+        rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None,  # (1, N, 1, D / heads) float32
+    ) -> torch.Tensor:
+        assert attention_mask is None, "the model has no masks"
+        if rotary_emb is not None:
+            attended = self._among_themselves(attn, hidden_states, rotary_emb)
+        else:
+            assert encoder_hidden_states is not None
+            attended = self._to_context(attn, hidden_states, encoder_hidden_states)
+        return attn.to_out[0](attended.flatten(2))
+
+    def _among_themselves(
+        self, attn: WanAttention, tokens: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
+    ) -> torch.Tensor:
+        heads = (attn.heads, -1)
+        queries = norm_and_rotate(attn.to_q(tokens), attn.norm_q.weight, *rotary, _eps(attn.norm_q))
+        keys = norm_and_rotate(attn.to_k(tokens), attn.norm_k.weight, *rotary, _eps(attn.norm_k))
+        values = attn.to_v(tokens)
+        return attend(*(part.unflatten(2, heads) for part in (queries, keys, values)), self.kernel)
+
+    def _to_context(self, attn: WanAttention, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        heads = (attn.heads, -1)
+        queries = attn.norm_q(attn.to_q(tokens)).unflatten(2, heads)
+        text = context
+        picture = None
+        if attn.add_k_proj is not None:
+            picture, text = context[:, :-TEXT_TOKENS], context[:, -TEXT_TOKENS:]
+        keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
+        attended = attend(queries, keys, attn.to_v(text).unflatten(2, heads), self.kernel)
+        if picture is not None:
+            keys = attn.norm_added_k(attn.add_k_proj(picture)).unflatten(2, heads)
+            values = attn.add_v_proj(picture).unflatten(2, heads)
+            attended = attended + attend(queries, keys, values, self.kernel)
+        return attended
+
+
+class FusedGelu(GELU):
+    """Linear and GELU as one matrix product with an epilogue: the 4 GB between them at 720p are never written."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return linear_gelu(hidden_states, self.proj.weight, self.proj.bias)
+
+
+@torch.library.custom_op("wan_animate::linear_gelu", mutates_args=())
+def linear_gelu(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """GELU (its tanh form) of a linear layer: (B, N, D) → (B, N, width)."""
+    if tokens.device.type == "cpu":
+        return F.gelu(F.linear(tokens, weight, bias), approximate="tanh")
+    flat = tokens.reshape(-1, tokens.shape[-1])
+    product: Any = torch._addmm_activation(bias, flat, weight.t(), use_gelu=True)
+    return product.view(*tokens.shape[:-1], -1)
+
+
+@linear_gelu.register_fake
+def _(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    return tokens.new_empty(*tokens.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("wan_animate::norm_and_rotate", mutates_args=())
+def norm_and_rotate(
+    tokens: torch.Tensor, weight: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """RMS norm over all heads, then the rotary embedding of each: (B, N, D) → (B, N, D), in float32 inside.
+
+    `cosines` and `sines` are (1, N, 1, D / heads) float32, each value twice in a row.
+    """
+    tokens = tokens.contiguous()
+    if tokens.device.type == "cpu" or triton is None:
+        return _norm_and_rotate_plain(tokens, weight, cosines, sines, eps)
+    batch, length, width = tokens.shape
+    out = torch.empty_like(tokens)
+    block = width & -width  # the largest power of two that divides the width: no lane is idle
+    _norm_and_rotate_kernel[(batch * length,)](
+        tokens, weight, cosines, sines, out, length,
+        WIDTH=width, HEAD=cosines.shape[-1], EPS=eps, BLOCK=block, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@norm_and_rotate.register_fake
+def _(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,  # noqa: ARG001
+    cosines: torch.Tensor,  # noqa: ARG001
+    sines: torch.Tensor,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+) -> torch.Tensor:
+    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+
+
+def _norm_and_rotate_plain(
+    tokens: torch.Tensor, weight: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor, eps: float
+) -> torch.Tensor:
+    normed = F.rms_norm(tokens.float(), tokens.shape[-1:], weight.float(), eps)
+    pairs = normed.unflatten(2, (-1, cosines.shape[-1] // 2, 2))
+    first, second = pairs.unbind(-1)
+    cos, sin = cosines[..., 0::2], sines[..., 0::2]
+    rotated = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)
+    return rotated.flatten(2).to(tokens.dtype)
+
+
+def _eps(norm: torch.nn.RMSNorm) -> float:
+    return torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
+
+
+if triton is not None:
+
+    @triton.jit
+    def _norm_and_rotate_kernel(  # noqa: ANN202, PLR0913  a kernel's arguments are pointers and numbers
+        tokens, weight, cosines, sines, out, length,  # noqa: ANN001
+        WIDTH: tl.constexpr, HEAD: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        """One token a program. The second loop reads the row again, from the cache."""
+        row = tl.program_id(0).to(tl.int64)
+        position = row % length
+        lanes = tl.arange(0, BLOCK)
+        squares = tl.zeros((BLOCK,), tl.float32)
+        for start in tl.static_range(0, WIDTH, BLOCK):
+            value = tl.load(tokens + row * WIDTH + start + lanes).to(tl.float32)
+            squares += value * value
+        scale = tl.rsqrt(tl.sum(squares) / WIDTH + EPS)
+        half = tl.arange(0, BLOCK // 2)
+        for start in tl.static_range(0, WIDTH, BLOCK):
+            value = tl.load(tokens + row * WIDTH + start + lanes).to(tl.float32)
+            value *= scale * tl.load(weight + start + lanes).to(tl.float32)
+            first, second = tl.split(tl.reshape(value, (BLOCK // 2, 2)))
+            place = position * HEAD + (start + 2 * half) % HEAD
+            cos = tl.load(cosines + place)
+            sin = tl.load(sines + place)
+            turned = tl.join(first * cos - second * sin, first * sin + second * cos)
+            tl.store(out + row * WIDTH + start + lanes, tl.reshape(turned, (BLOCK,)).to(out.dtype.element_ty))
