@@ -315,7 +315,8 @@ class _Options(BaseAppInput):
         default=18,
         ge=0,
         le=51,
-        description="H.264 constant rate factor, 0 (best, largest) to 51 (worst, smallest).",
+        description="H.264 constant rate factor, 1 (best, largest) to 51 (worst, smallest); 0 is lossless, which "
+        "many players cannot show.",
     )
     preview: bool = Field(default=False, description="Also return the conditioning side by side as a video.")
 

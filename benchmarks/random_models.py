@@ -19,6 +19,13 @@ from wan_animate.wan.model.transformer import AnimateTransformer
 from wan_animate.wan.model.vae import VideoVae
 
 TRANSFORMER = {"added_kv_proj_dim": 5120}  # diffusers' defaults are the 14B model's otherwise
+TINY_TRANSFORMER = {
+    "num_attention_heads": 2, "attention_head_dim": 16, "added_kv_proj_dim": 32, "ffn_dim": 64,
+    "text_dim": 32, "freq_dim": 32, "image_dim": 32, "num_layers": 4, "inject_face_latents_blocks": 2,
+    "motion_encoder_channel_sizes": {str(2**power): 2 for power in range(2, 10)},
+    "motion_style_dim": 16, "motion_dim": 4, "motion_encoder_dim": 16, "face_encoder_hidden_dim": 16,
+}  # fmt: skip
+TINY_VAE = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 TEXT = {
     "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
     "feed_forward_proj": "gated-gelu",

@@ -50,7 +50,7 @@ FPS = 30
 BEAT_S = 0.5
 LOOP_S = 6 * BEAT_S
 NUM_FRAMES = round(LOOP_S * FPS)  # 90: more than one 77-frame clip, so that the sample crosses a clip border
-WIDTH, HEIGHT = 512, 512
+WIDTH, HEIGHT = 512, 528
 SUPERSAMPLE = 2  # rendered at twice the size and averaged: soft edges where lid and lip cover something
 COARSE = 8  # the smooth part of the motion is inverted on a grid this many times coarser than the render
 CRF = 20
@@ -71,6 +71,8 @@ ARM = (
     (95, 300), (50, 320), (28, 400), (24, 480), (40, 520), (110, 520), (170, 500), (120, 440), (110, 380),
 )
 # fmt: on
+CLEAR_ROWS = 11  # rows of the picture above her hair
+HEAD_ROOM = 40  # rows of backdrop added above
 NECK = (226.0, 186.0)  # where the head turns
 HIPS = (235.0, 640.0)  # where the body sways, below the picture
 SHOULDER = (80.0, 262.0)  # where the arm swings
@@ -168,7 +170,7 @@ def pose_at(time_s: float) -> Pose:
     return Pose(
         head=(yaw * degree, pitch * degree, roll * degree),
         lean=through(time_s, (0, 0), (0.5, -1.4), (1.0, 1.5), (1.5, -1.3), (2.0, 1.6), (2.5, -0.8)) * degree,
-        turn=through(time_s, (0, 0), (0.75, -3), (1.6, 3), (2.3, 2)) * degree,
+        turn=through(time_s, (0, 2), (0.75, -1), (1.6, 5), (2.3, 4)) * degree,
         arm=through(time_s, (0, 0), (0.5, 3), (1.0, -2), (1.5, 3), (2.0, -2), (2.5, 2)) * degree,
         breath=0.5 - 0.5 * np.cos(2 * turns + 0.6),
         shrug=float(np.exp(-(((time_s - 2.3) / 0.22) ** 2))),
@@ -177,7 +179,7 @@ def pose_at(time_s: float) -> Pose:
         lids=float(blink),
         camera=(
             217 + 3.0 * np.sin(turns + 0.4) + 1.2 * np.sin(3 * turns + 1) + 0.5 * np.sin(7 * turns),
-            211 + 2.0 * np.sin(2 * turns + 2) + 0.9 * np.sin(5 * turns),
+            213 + 2.0 * np.sin(2 * turns + 2) + 0.9 * np.sin(5 * turns),
             412 - 10 * (0.5 - 0.5 * np.cos(turns)),
             (0.45 * np.sin(turns + 1) + 0.15 * np.sin(4 * turns)) * degree,
         ),
@@ -189,7 +191,9 @@ class Puppet:
 
     def __init__(self, portrait: np.ndarray) -> None:
         """portrait: (512, 512, 3) uint8 RGB."""
-        self.portrait = portrait
+        # The rows above her hair, mirrored back and forth: backdrop for when she moves away from the upper edge.
+        above = np.pad(portrait[:CLEAR_ROWS], ((HEAD_ROOM, 0), (0, 0), (0, 0)), mode="symmetric")
+        self.picture = np.concatenate([above[:HEAD_ROOM], portrait])
         size = portrait.shape[:2]
         self.body = falloff(HEAD, BODY, size=size, reach=62)
         self.head = falloff(HEAD, size=size, reach=60)
@@ -216,7 +220,7 @@ class Puppet:
         source = upsampled(source, factor=COARSE)
         source, cavity, depth = open_jaw(source, pose.mouth)
         source = close_lids(source, pose.lids)
-        picture = sampled(self.portrait, source).astype(np.float32)
+        picture = sampled(self.picture, source + np.array((0, HEAD_ROOM), np.float32)).astype(np.float32)
         picture += cavity[..., None] * (mouth_colour(depth) - picture)
         picture = cv2.resize(picture, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
         return np.clip(np.rint(picture), 0, 255).astype(np.uint8)

@@ -18,11 +18,11 @@ from .backends import Backend, People
 from .face import MIN_SHARE, smooth_face_boxes
 from .keypoints import FACE, NUM_KEYPOINTS, VISIBLE
 from .smoothing import BRIDGE_S, find_absences, number_shots, smooth_poses, spans
-from .subjects import Subject, SubjectTrack, follow, looks_cost
+from .subjects import Subject, SubjectTrack, follow
 from .tracks import Tracks
 
 MIN_PRESENCE: Final = 0.5  # of an estimate, or the person was not there
-SAME_LOOKS: Final = 0.5  # cost up to which somebody where nobody was detected is the one who is followed
+HOP_FRAMES: Final = 5  # without a credible estimate, over which a doubtful run still leads to a frame with the person
 REGION_S: Final = 0.17  # seconds to either side over which regions are smoothed; 5 frames at 30 a second
 
 THUMBNAIL: Final = (32, 18)  # pixels in which cuts are looked for
@@ -132,15 +132,13 @@ class Preprocessor:
         ):
             for index, estimate in enumerate(estimates):
                 poses[index] = estimate.pose
-                # Where nobody was found, somebody else may be, or a chair: then it must look like the person, too.
-                familiar = track.seen[index] or self._looks_like(estimate.looks, track.looks[index])
-                present[index] = estimate.presence >= MIN_PRESENCE and familiar
+                present[index] = estimate.presence >= MIN_PRESENCE and (
+                    index % self._stride != 0 or track.is_subject(index, estimate.pose, estimate.looks)
+                )
                 stage.advance()
+        if self._stride == 1:
+            present = track.connected(present, hop=HOP_FRAMES)
         return poses, present
-
-    def _looks_like(self, looks: np.ndarray, person: np.ndarray) -> bool:
-        # Between two looks in one stride the person is as good as seen.
-        return self._stride > 1 or float(looks_cost(looks, person)) <= SAME_LOOKS
 
 
 def _distinct(video: SourceVideo) -> Generator[np.ndarray, None, None]:

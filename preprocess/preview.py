@@ -264,7 +264,7 @@ def _columns(source: TrackedSource, *, finished: SourceVideo | None) -> list[Col
         Column(label="driving video", aspect=before, picture=lambda view, _, __: _known(view.picture)),
         Column(label="tracked", aspect=before, picture=lambda view, _, tall: _tracked(view, source, tall)),
         Column(label="pose", aspect=after, picture=lambda view, _, __: view.pose),
-        Column(label="face", aspect=1.0, picture=lambda view, _, __: view.face),
+        Column(label="face", aspect=1.0, picture=lambda view, _, __: _face(view)),
     ]
     if source.replaces:
         columns.append(
@@ -273,6 +273,17 @@ def _columns(source: TrackedSource, *, finished: SourceVideo | None) -> list[Col
     if finished is not None:
         columns.append(Column(label="result", aspect=after, picture=lambda _, result, __: _known(result)))
     return columns
+
+
+def _face(view: FrameView) -> np.ndarray:
+    """The face crop, or words where the model gets none: (512, 512, 3) uint8 RGB."""
+    if view.face.any():
+        return view.face
+    blank = Image.fromarray(view.face)
+    centre = blank.width // 2
+    font = ImageFont.load_default(blank.width // 12)
+    ImageDraw.Draw(blank).text((centre, centre), "no face", font=font, fill=FAINT_INK, anchor="mm")
+    return np.asarray(blank)
 
 
 def _tracked(view: FrameView, source: TrackedSource, tile_height: int) -> np.ndarray:

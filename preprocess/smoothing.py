@@ -11,10 +11,25 @@ from typing import Final
 import numpy as np
 from scipy.ndimage import median_filter
 
-from .keypoints import FACE, LEFT_HAND, LEFT_WRIST, NOSE, RIGHT_HAND, RIGHT_WRIST, VISIBLE
+from .keypoints import (
+    FACE,
+    FEET,
+    HEAD,
+    LEFT_HAND,
+    LEFT_HIP,
+    LEFT_SHOULDER,
+    LEFT_WRIST,
+    NOSE,
+    RIGHT_HAND,
+    RIGHT_HIP,
+    RIGHT_SHOULDER,
+    RIGHT_WRIST,
+    VISIBLE,
+)
 
 # Spans in seconds, so that 24 and 60 frames a second look alike. Numbers in brackets: frames at 30.
-SMOOTH_S: Final = 0.11  # half width of the smoothing (3)
+SMOOTH_S: Final = 0.11  # half width of the smoothing (3): keeps what moves at up to 9 Hz
+TRUNK_SMOOTH_S: Final = 0.14  # of head, shoulders and hips, which no one moves as fast (4): up to 5 Hz
 FLICKER_S: Final = 0.17  # a point hidden, or seen, for a shorter time keeps its state (5)
 BRIDGE_S: Final = 0.5  # longest way from pose to pose through an absence (15)
 
@@ -49,6 +64,10 @@ def number_shots(changes: np.ndarray) -> np.ndarray:
         others = np.delete(changes[around], frame - around.start)
         cuts[frame] = frame > 0 and changes[frame] >= CUT_OVER_MOTION * others.max(initial=0.0)
     return np.cumsum(cuts)
+TRUNK: Final = frozenset(
+    (*range(HEAD.start, HEAD.stop), *range(FACE.start, FACE.stop), LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP)
+)
+EDGE: Final = 0.02  # of the picture's longer side, by which a visible joint may leave it and is drawn at its edge
 
 
 # --- whole poses
@@ -67,17 +86,40 @@ def smooth_poses(
     for point in range(poses.shape[1]):
         carrier = next((joint for part, joint in CARRIED if part.start <= point < part.stop), None)
         origin = None if carrier is None else steady[:, carrier, :2]
-        steady[:, point] = _smooth_point(poses[:, point], present, shots, origin=origin, rate=rate)
+        half = round((TRUNK_SMOOTH_S if point in TRUNK else SMOOTH_S) * rate)
+        steady[:, point] = _smooth_point(
+            poses[:, point], present, shots, origin=origin, half=half, flicker=round(FLICKER_S * rate)
+        )
     for absence in find_absences(present, shots):
         _stand_in(steady, absence, bridge=round(BRIDGE_S * rate))
-    height, width = frame_size
-    outside = ((steady[..., :2] < 0) | (steady[..., :2] >= (width, height))).any(axis=-1)
-    steady[outside, 2] = 0.0
+    _settle_edges(steady, frame_size)
     return steady
 
 
+def _settle_edges(poses: np.ndarray, frame_size: tuple[int, int]) -> None:
+    """Points outside the picture get a score of 0, but a visible joint just outside is moved to the edge.
+
+    A joint that hovers about the edge would otherwise come and go, and its limbs with it.
+    """
+    height, width = frame_size
+    limits = np.array([width, height], poses.dtype)
+    joints = poses[:, : FEET.stop]
+    inside = np.clip(joints[..., :2], 0, limits - 1)
+    near = np.abs(joints[..., :2] - inside).max(axis=-1) <= EDGE * max(frame_size)
+    drawn = near & (joints[..., 2] >= VISIBLE)
+    joints[drawn, :2] = inside[drawn]
+    outside = ((poses[..., :2] < 0) | (poses[..., :2] >= limits)).any(axis=-1)
+    poses[outside, 2] = 0.0
+
+
 def _smooth_point(
-    track: np.ndarray, present: np.ndarray, shots: np.ndarray, *, origin: np.ndarray | None, rate: float
+    track: np.ndarray,
+    present: np.ndarray,
+    shots: np.ndarray,
+    *,
+    origin: np.ndarray | None,
+    half: int,
+    flicker: int,
 ) -> np.ndarray:
     """One point's (N, 3) through the video. `origin` (N, 2) is the place of the joint that carries it."""
     places, scores = track[:, :2].astype(np.float64), track[:, 2].astype(np.float64)
@@ -85,13 +127,13 @@ def _smooth_point(
     if not placed.any():
         return np.zeros_like(track)
     scores = fill_gaps(scores[:, None], present, shots)[:, 0]
-    visible = steady_visibility(scores, shots, flicker=round(FLICKER_S * rate))
+    visible = steady_visibility(scores, shots, flicker=flicker)
     # Where a point is visible but doubtful for a moment, its neighbours know better; where it is hidden, nobody does.
     known = placed & ((scores >= KNOWN) | ~visible)
     base = np.zeros_like(places) if origin is None else origin.astype(np.float64)
     places = fill_gaps(places - base, known, shots) + base
     trust = np.where(known, np.maximum(scores, MIN_TRUST), MIN_TRUST) ** 2
-    places = smooth_track(places, trust, shots, half=round(SMOOTH_S * rate))
+    places = smooth_track(places, trust, shots, half=half)
     scores = np.where(visible, np.maximum(scores, VISIBLE), np.minimum(scores, JUST_HIDDEN))
     return np.column_stack([places, scores]).astype(track.dtype)
 

@@ -1,394 +1,403 @@
 """Everybody found in every frame in, one person followed through the whole video out. Pure; knows no detector.
 
-People are linked from frame to frame into strands by place, size and looks; strands that a gap or a crossing tore apart
-are joined into identities, mostly by looks; one identity is chosen. N frames looked at, M people in a frame.
+People are linked from frame to frame into strands, by place, size and looks. Strands that a gap, a crossing or a cut
+tore apart are put together into identities, by looks and by what a person can walk in the meantime. One identity is
+chosen. N frames, M people in a frame, L numbers of looks.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
-import cv2
 import numpy as np
+from scipy.ndimage import binary_closing
 from scipy.optimize import linear_sum_assignment
 
 from .backends import REGION, People
-from .keypoints import (
-    LEFT_HIP,
-    LEFT_KNEE,
-    LEFT_SHOULDER,
-    RIGHT_HIP,
-    RIGHT_KNEE,
-    RIGHT_SHOULDER,
-    VISIBLE,
-)
-from .smoothing import fill_gaps, smooth_track
+from .keypoints import FEET, VISIBLE
+from .looks import looks_cost, mean_looks
+from .smoothing import fill_gaps, smooth_track, spans
 
 Subject = Literal["largest", "leftmost", "rightmost", "center"]
 
-# --- What somebody looks like: the median colour of three patches, so that turning around or blur changes little.
-PATCHES: Final = (  # corners in a pose, and from where to where between the upper and the lower pair
-    ((LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP), (0.1, 0.5)),  # chest
-    ((LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP), (0.5, 0.9)),  # belly
-    ((LEFT_HIP, RIGHT_HIP, LEFT_KNEE, RIGHT_KNEE), (0.1, 0.7)),  # thighs, or a skirt
-)
-LOOKS: Final = 3 * len(PATCHES)  # numbers
-PATCH_STEPS: Final = 9  # samples along either direction of a patch
-MIN_PATCH: Final = 0.4  # share of a patch that must lie in the picture
-LIGHTNESS_WEIGHT: Final = 0.5  # against colour: shadows change it most
+# --- Strands. Distances are in sizes of the person; looks: 0 = the same, 1 = rather two people.
+MAX_COST: Final = 1.2  # of a link from frame to frame
+MAX_CHANGE: Final = 0.7  # of size and direction
+DOUBT: Final = 0.3  # cost of a score of 0 against one of 1: a weak double must not displace the person
+COAST_FRAMES: Final = 12  # looked at, for which a strand waits for its person
+FORECAST_FRAMES: Final = 3  # a longer forecast of the place is worse than none
+MIN_SCORE: Final = 0.35  # upper quartile of a strand's scores, or it is nobody
+MAX_STRANDS: Final = 300  # the best ones; putting together takes time with the square of their number
 
-# --- Linking. Distances are in sizes of the person, looks in steps of just another person.
-OTHER_LOOKS: Final = 20.0  # weighted Lab distance from which two people are rather not the same; measured: 5 and 25
-UNKNOWN_LOOKS: Final = 0.4  # cost where looks cannot be compared, in the same steps
-DOUBT: Final = 0.3  # cost of a score of 0 against one of 1
-MAX_LINK: Final = 1.2  # cost of a link from frame to frame
-MAX_CHANGE: Final = 0.7  # of size and direction, in sizes
-IMPOSSIBLE: Final = 1e6
-MAX_MOVE: Final = 0.5  # sizes beyond the expected place, from one frame to the next
-MOVE_A_FRAME: Final = 0.08  # sizes more a frame of gap
-COAST_FRAMES: Final = 12  # frames a strand waits for its person; longer gaps are joined later
-JOIN_LOOKS: Final = 0.6  # largest looks cost with which strands are joined
-JOIN_LOOKS_OVER_CUT: Final = 0.4
-JOIN_MOVE: Final = 1.0  # sizes between the ends of strands that are joined, plus MOVE_A_FRAME a frame
-MAX_JOIN_MOVE: Final = 6.0
+# --- Identities
+MOVE: Final = 0.4  # how far a person gets from one frame to the next, beyond what was expected …
+MOVE_A_FRAME: Final = 0.08  # … and in every further frame of a gap
+MAX_MOVE: Final = 6.0
+BREVITY: Final = 0.5  # cost of a group of one frame: chance detections must not come first
+SAME_LOOKS: Final = 0.6  # looks cost up to which strands may be one person
+SHORT_GAP: Final = 15  # frames; over them a person may look different (turns around), …
+SAME_LOOKS_AT_ONCE: Final = 1.0  # … up to this looks cost
+SAME_LOOKS_OVER_CUT: Final = 0.4  # where place says nothing
 
 # --- Choosing
-STRONG: Final = 0.5  # score that an identity must reach in a tenth of its frames
-MIN_FRAMES: Final = 3
-MIN_WEIGHT: Final = 0.05  # of the heaviest identity's area × score × time
+TRUSTED: Final = 0.5  # score that an identity must reach in a tenth of its frames
+MIN_WEIGHT: Final = 0.05  # of the heaviest identity's area × score × time, or it is a passer-by
 DOUBLE_OVERLAP: Final = 0.5  # intersection over union from which two boxes are one person
+
+IMPOSSIBLE: Final = 1e6  # stands for infinity in an assignment, which needs finite costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Identity:
-    """One person through a video: where in the lists of people it is."""
+    """One person through a video: where it is in the lists of people, and what was found there. n frames, ascending."""
 
-    frames: np.ndarray  # (n,) int64, ascending
-    members: np.ndarray  # (n,) int64: which of that frame's people
+    frames: np.ndarray  # (n,) int64
+    boxes: np.ndarray  # (n, 4) float32
+    scores: np.ndarray  # (n,) float32
+    regions: np.ndarray  # (n, 4) float32
+    looks: np.ndarray  # (L,) typical, NaN where never known
 
+    @property
+    def weight(self) -> float:
+        """Area × score, summed over time."""
+        return float((box_areas(self.boxes) * self.scores).sum())
 
-def body_colours(frame: np.ndarray, pose: np.ndarray) -> np.ndarray:
-    """What a person looks like: (LOOKS,) float32, Lab colours of chest, belly and thighs, NaN where one is not seen.
-
-    `frame` is (H, W, 3) uint8 RGB, `pose` (133, 3) in its pixels. Only the upper corners of a patch must be seen: hips
-    are often hidden by an arm, or below the picture's edge, while the cloth above them shows.
-    """
-    looks = np.full((len(PATCHES), 3), np.nan, np.float32)
-    for row, (corners, (top, bottom)) in enumerate(PATCHES):
-        if pose[list(corners[:2]), 2].min() < VISIBLE:
-            continue
-        left, right, low_left, low_right = pose[list(corners), :2]
-        down = np.linspace(top, bottom, PATCH_STEPS)[:, None, None]
-        across = np.linspace(0.2, 0.8, PATCH_STEPS)[None, :, None]  # not the outline
-        upper, lower = left + across * (right - left), low_left + across * (low_right - low_left)
-        x, y = np.rint(upper + down * (lower - upper)).astype(int).reshape(-1, 2).T
-        seen = (x >= 0) & (y >= 0) & (x < frame.shape[1]) & (y < frame.shape[0])
-        if seen.mean() >= MIN_PATCH:
-            colours = frame[y[seen], x[seen]][None].astype(np.float32) / 255  # (1, n, 3)
-            looks[row] = np.median(cv2.cvtColor(colours, cv2.COLOR_RGB2LAB)[0], axis=0)
-    return looks.ravel()
-
-
-def looks_cost(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How different two people look: 0 = the same, 1 = rather two people. a (..., L), b (..., L) → (...)."""
-    if a.shape[-1] == 0:
-        return np.zeros(np.broadcast_shapes(a.shape, b.shape)[:-1])
-    step = (a - b).reshape(*np.broadcast_shapes(a.shape, b.shape)[:-1], -1, 3)
-    distance = np.sqrt((step**2 * (LIGHTNESS_WEIGHT**2, 1, 1)).sum(axis=-1))  # (..., patches)
-    known = np.isfinite(distance)
-    total = np.where(known, distance, 0.0).sum(axis=-1) / np.maximum(known.sum(axis=-1), 1)
-    return np.where(known.any(axis=-1), total / OTHER_LOOKS, UNKNOWN_LOOKS)
+    def within(self, mask: np.ndarray) -> "Identity | None":
+        """What of it lies in the frames of a mask (N,) bool; None where nothing does."""
+        keep = mask[self.frames]
+        if not keep.any():
+            return None
+        return Identity(
+            frames=self.frames[keep],
+            boxes=self.boxes[keep],
+            scores=self.scores[keep],
+            regions=self.regions[keep],
+            looks=self.looks,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class SubjectTrack:
-    """Where to look for the chosen person, in every frame."""
+    """Where the chosen person is to be looked for, in every frame."""
 
-    regions: np.ndarray  # (N, 4) float32, as in People; gaps are closed, jitter is gone
-    seen: np.ndarray  # (N,) bool: the person was found there
-    looks: np.ndarray  # (N, L) float32: what the person of that shot looks like
-    newcomers: tuple[int, ...]  # first frames of shots in which another person had to be taken
+    regions: np.ndarray  # (N, 4) float32, as in People: gaps closed, jitter removed
+    boxes: np.ndarray  # (N, 4) float32, NaN in frames where the person was not found
+    looks: np.ndarray  # (N, L) float32: how the person of that shot looks
+    others: tuple[Identity, ...]  # everybody else of importance, so as not to be taken for the person
+    newcomers: tuple[int, ...] = ()  # first frames of shots in which another person had to be taken
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(N,) bool: where the person was found."""
+        return np.isfinite(self.boxes[:, 0])
+
+    def is_subject(self, frame: int, pose: np.ndarray, looks: np.ndarray) -> bool:
+        """Whether a pose (133, 3) that was estimated in a frame's region is the person, not somebody or something else.
+
+        Where the person was found, it must lie there rather than on another one. Elsewhere nobody known may be, and it
+        must look like the person: a network that is shown a chair finds a person in it.
+        """
+        box = pose_box(pose)
+        theirs = [one.boxes[one.frames == frame] for one in self.others]
+        rival = max((float(box_overlap(box, boxes[0])) for boxes in theirs if len(boxes)), default=0.0)
+        if self.seen[frame]:
+            return rival <= max(DOUBLE_OVERLAP, float(box_overlap(box, self.boxes[frame])))
+        if rival > DOUBLE_OVERLAP or (len(looks) and not np.isfinite(looks - self.looks[frame]).any()):
+            return False
+        near = self.seen[max(frame - SHORT_GAP, 0) : frame + SHORT_GAP + 1].any()
+        return float(looks_cost(looks, self.looks[frame])) <= (SAME_LOOKS_AT_ONCE if near else SAME_LOOKS)
+
+    def connected(self, present: np.ndarray, *, hop: int) -> np.ndarray:
+        """`present` (N,) without runs that lead to no frame in which the person was found.
+
+        A lone match in the middle of a long absence is chance. Runs that are up to `hop` frames apart belong together.
+        """
+        linked = binary_closing(present, np.ones(2 * hop + 1)) | present if hop else present
+        kept = np.zeros_like(present)
+        for start, stop in spans(linked):
+            kept[start:stop] = self.seen[start:stop].any()
+        return kept & present
 
 
 def follow(
-    people: Sequence[People | None], *, subject: Subject, shots: np.ndarray, frame_size: tuple[int, int], half: int
+    people: Sequence[People | None],
+    *,
+    subject: Subject,
+    shots: np.ndarray,
+    frame_size: tuple[int, int],
+    half: int,
 ) -> SubjectTrack | None:
     """Follow one person; None where there is nobody.
 
     `people` has an entry a frame, None where nobody looked. `shots` (N,) numbers the shots: nothing is linked by place
     across a cut. `frame_size` is (H, W). `half` is the half width, in frames, of the smoothing of the regions.
     """
-    identities = link_people(people, shots)
-    chosen = choose(identities, people, subject=subject, frame_size=frame_size)
+    identities = [one for one in find_identities(people, shots) if np.quantile(one.scores, 0.9) >= TRUSTED]
+    chosen = choose(identities, subject=subject, width=frame_size[1])
     if chosen is None:
         return None
     parts, newcomers = [chosen], []
     for shot in np.unique(shots):
-        first = int(np.flatnonzero(shots == shot)[0])
-        if (shots[chosen.frames] == shot).any():
-            continue
-        here = [_within(identity, shots == shot) for identity in identities]
-        other = choose([one for one in here if len(one.frames)], people, subject=subject, frame_size=frame_size)
-        if other is not None:
-            parts.append(other)
-            newcomers.append(first)
-    return _track(parts, people, shots=shots, half=half, newcomers=tuple(newcomers))
+        here = shots == shot
+        if chosen.within(here) is None:
+            present = [part for one in identities if (part := one.within(here)) is not None]
+            other = choose(present, subject=subject, width=frame_size[1])
+            if other is not None:
+                parts.append(other)
+                newcomers.append(int(np.flatnonzero(here)[0]))
+    others = tuple(one for one in identities if not any(_is_double(one, part) for part in parts))
+    return _track(parts, shots, half=half, others=others, newcomers=tuple(newcomers))
 
 
 # --- choosing
 
 
-def choose(
-    identities: Sequence[Identity],
-    people: Sequence[People | None],
-    *,
-    subject: Subject,
-    frame_size: tuple[int, int],
-) -> Identity | None:
-    """The identity that is meant; None where none can be trusted.
+def choose(identities: Sequence[Identity], *, subject: Subject, width: int) -> Identity | None:
+    """The identity that is meant in a picture of `width` pixels; None where there is none.
 
     "largest": area × score, summed over time. Otherwise whose middle lies furthest left, furthest right, or nearest to
-    the picture's, on average over the frames in which several of them are seen. Passers-by do not count: an identity
-    needs a twentieth of the heaviest one's weight.
+    the picture's middle, on average over the frames in which several people are seen. Passers-by do not count.
     """
-    trusted = [one for one in identities if _is_trusted(one, people)]
-    if not trusted:
-        return None
-    weights = np.array([_weight(one, people) for one in trusted])
-    order = np.argsort(-weights, kind="stable")
+    ranked = sorted(identities, key=lambda one: -one.weight)
     serious: list[Identity] = []
-    for index in order:
-        if weights[index] < MIN_WEIGHT * weights[order[0]]:
-            break
+    for one in ranked:
         # The same person found twice, upside down for instance, would be "leftmost" by a pixel.
-        if not any(_is_double(trusted[index], one, people) for one in serious):
-            serious.append(trusted[index])
-    if subject == "largest":
-        return serious[0]
-    counts = np.bincount(np.concatenate([one.frames for one in serious]), minlength=len(people))
-    crowded = np.flatnonzero(counts > 1)
-    middles = [_middle(one, people, crowded) for one in serious]
-    width = frame_size[1]
-    keys = {
-        "leftmost": lambda middle: middle,
-        "rightmost": lambda middle: -middle,
-        "center": lambda middle: abs(middle - width / 2),
-    }
-    return serious[int(np.argmin([keys[subject](middle) for middle in middles]))]
+        if one.weight >= MIN_WEIGHT * ranked[0].weight and not any(_is_double(one, other) for other in serious):
+            serious.append(one)
+    if not serious or subject == "largest":
+        return serious[0] if serious else None
+    frames, counts = np.unique(np.concatenate([one.frames for one in serious]), return_counts=True)
+    middles = np.array([_middle(one, frames[counts > 1]) for one in serious])
+    distance = {"leftmost": middles, "rightmost": -middles, "center": np.abs(middles - width / 2)}[subject]
+    return serious[int(np.argmin(distance))]
 
 
-def _scores(identity: Identity, people: Sequence[People | None]) -> np.ndarray:
-    return np.array([_of(people, frame).scores[member] for frame, member in _places(identity)])
+def _middle(identity: Identity, crowded: np.ndarray) -> float:
+    together = np.isin(identity.frames, crowded)
+    return float(identity.boxes[together if together.any() else slice(None)][:, [0, 2]].mean())
 
 
-def _boxes(identity: Identity, people: Sequence[People | None]) -> np.ndarray:
-    return np.array([_of(people, frame).boxes[member] for frame, member in _places(identity)])
-
-
-def _places(identity: Identity) -> zip:
-    return zip(identity.frames.tolist(), identity.members.tolist(), strict=True)
-
-
-def _of(people: Sequence[People | None], frame: int) -> People:
-    found = people[frame]
-    assert found is not None  # an identity only names frames that were looked at
-    return found
-
-
-def _is_trusted(identity: Identity, people: Sequence[People | None]) -> bool:
-    return float(np.quantile(_scores(identity, people), 0.9)) >= STRONG
-
-
-def _weight(identity: Identity, people: Sequence[People | None]) -> float:
-    boxes = _boxes(identity, people)
-    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
-    return float((areas * _scores(identity, people)).sum())
-
-
-def _is_double(one: Identity, other: Identity, people: Sequence[People | None]) -> bool:
-    """Whether two identities mostly cover the same body at the same time."""
+def _is_double(one: Identity, other: Identity) -> bool:
+    """Whether `one` mostly is where `other` is."""
     common, mine, theirs = np.intersect1d(one.frames, other.frames, assume_unique=True, return_indices=True)
     if 2 * len(common) < len(one.frames):
         return False
-    a, b = _boxes(one, people)[mine], _boxes(other, people)[theirs]
-    sides = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None)
-    shared = np.prod(sides, axis=1)
-    union = np.prod(a[:, 2:] - a[:, :2], axis=1) + np.prod(b[:, 2:] - b[:, :2], axis=1) - shared
-    return float(np.mean(shared > DOUBLE_OVERLAP * union)) > 0.5
+    overlaps = box_overlap(one.boxes[mine], other.boxes[theirs])
+    return bool(np.mean(overlaps > DOUBLE_OVERLAP) > 0.5)
 
 
-def _middle(identity: Identity, people: Sequence[People | None], crowded: np.ndarray) -> float:
-    boxes = _boxes(identity, people)
-    together = np.isin(identity.frames, crowded)
-    return float(boxes[together if together.any() else slice(None)][:, [0, 2]].mean())
+def pose_box(pose: np.ndarray) -> np.ndarray:
+    """The box (4,) around the visible points of a pose's body and feet (133, 3); without area where none is."""
+    points = pose[:FEET.stop][pose[:FEET.stop, 2] >= VISIBLE, :2]
+    return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
 
-# --- linking
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    """Areas (...,) of boxes (..., 4), 0 where corners are crossed."""
+    return np.prod(np.clip(boxes[..., 2:] - boxes[..., :2], 0, None), axis=-1)
+
+
+def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes a (..., 4) and b (..., 4), 0 where neither has an area."""
+    common = box_areas(
+        np.concatenate([np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])], axis=-1)
+    )
+    union = box_areas(a) + box_areas(b) - common
+    return np.where(union > 0, common / np.maximum(union, 1e-9), 0.0)
+
+
+# --- strands
 
 
 @dataclass(slots=True, eq=False)
-class _Strand:
+class Strand:
     """A person followed from frame to frame without doubt."""
 
     shot: int
     frames: list[int]
     members: list[int]
-    first: np.ndarray  # (4,) region in its first frame
-    last: np.ndarray  # (4,) region in its latest frame
+    regions: list[np.ndarray]  # (4,) each
     looks: np.ndarray  # (L,) running mean
-    pace: np.ndarray  # (4,) change of the region a frame, of late
+    seen: int  # when last seen, counted in frames looked at
+    pace: np.ndarray = field(default_factory=lambda: np.zeros(REGION))  # change of the region a frame, of late
 
     def costs(self, frame: int, found: People) -> np.ndarray:
-        """How badly each of the people (M,) fits as the continuation; infinite where it cannot be."""
+        """How badly each of the people fits as the continuation, (M,); infinite where it cannot be."""
         gap = frame - self.frames[-1]
-        expected = self.last + self.pace * min(gap, 3)  # a longer forecast is worse than none
-        size = _size(self.last)
+        expected = self.regions[-1] + self.pace * min(gap, FORECAST_FRAMES)
+        size = _size(self.regions[-1])
         move = np.linalg.norm(found.regions[:, :2] - expected[:2], axis=1) / size
         change = np.linalg.norm(found.regions[:, 2:] - expected[2:], axis=1) / size
-        looks = looks_cost(found.looks, self.looks)
-        total = move + change / 2 + looks + DOUBT * (1 - found.scores)
-        possible = (move <= MAX_MOVE + MOVE_A_FRAME * (gap - 1)) & (change <= MAX_CHANGE) & (total <= MAX_LINK)
+        total = move + change / 2 + looks_cost(found.looks, self.looks) + DOUBT * (1 - found.scores)
+        possible = (move <= MOVE + MOVE_A_FRAME * (gap - 1)) & (change <= MAX_CHANGE) & (total <= MAX_COST)
         return np.where(possible, total, np.inf)
 
-    def add(self, frame: int, found: People, member: int) -> None:
-        region = found.regions[member]
-        step = (region - self.last) / (frame - self.frames[-1])
-        self.pace = 0.5 * self.pace + 0.5 * step
-        self.last = region
-        self.looks = _mean_looks(self.looks, found.looks[member])
+    def add(self, frame: int, found: People, member: int, *, seen: int) -> None:
+        """Continue with one of the people."""
+        region = found.regions[member].astype(np.float64)
+        step = (region - self.regions[-1]) / (frame - self.frames[-1])
+        self.pace = (self.pace + step) / 2
+        self.looks = mean_looks(self.looks, found.looks[member])
         self.frames.append(frame)
         self.members.append(member)
+        self.regions.append(region)
+        self.seen = seen
 
 
-def link_people(people: Sequence[People | None], shots: np.ndarray) -> list[Identity]:
-    """Who is the same person: identities through gaps, crossings and cuts, in no particular order."""
-    strands = [strand for strand in _strands(people, shots) if len(strand.frames) > 1]
-    if not strands:  # a single frame, or frames looked at so rarely that nothing links
-        strands = _strands(people, shots)
-    return [
-        Identity(
-            frames=np.concatenate([np.array(strand.frames) for strand in chain]),
-            members=np.concatenate([np.array(strand.members) for strand in chain]),
-        )
-        for chain in _chains(strands)
-    ]
-
-
-def _strands(people: Sequence[People | None], shots: np.ndarray) -> list[_Strand]:
-    """Links from frame to frame, best total first; a strand waits through short gaps."""
-    strands: list[_Strand] = []
+def find_strands(people: Sequence[People | None], shots: np.ndarray) -> list[Strand]:
+    """Links from frame to frame, by the least total cost; a strand waits through short gaps."""
+    strands: list[Strand] = []
     looked = 0
-    waiting: list[tuple[int, _Strand]] = []  # when last seen, counted in frames looked at
     for frame, found in enumerate(people):
         if found is None:
             continue
         looked += 1
         shot = int(shots[frame])
-        waiting = [(seen, one) for seen, one in waiting if one.shot == shot and looked - seen <= COAST_FRAMES]
-        free = set(range(len(found)))
-        if waiting and free:
-            costs = np.stack([one.costs(frame, found) for _, one in waiting])
-            rows, columns = linear_sum_assignment(np.where(np.isfinite(costs), costs, IMPOSSIBLE))
-            for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-                if np.isfinite(costs[row, column]):
-                    waiting[row][1].add(frame, found, column)
-                    waiting[row] = (looked, waiting[row][1])
-                    free.discard(column)
-        for member in sorted(free):
+        waiting = [one for one in strands if one.shot == shot and looked - one.seen <= COAST_FRAMES]
+        taken = set()
+        for strand, member in _assign(waiting, frame, found):
+            strand.add(frame, found, member, seen=looked)
+            taken.add(member)
+        for member in set(range(len(found))) - taken:
             region = found.regions[member].astype(np.float64)
-            strand = _Strand(shot, [frame], [member], region, region, found.looks[member], np.zeros(4))
-            strands.append(strand)
-            waiting.append((looked, strand))
+            strands.append(Strand(shot, [frame], [member], [region], found.looks[member], looked))
     return strands
 
 
-def _chains(strands: list[_Strand]) -> list[list[_Strand]]:
-    """Strands joined end to beginning, best fit first; each has one successor and one predecessor at most."""
-    pairs = []
-    for i, one in enumerate(strands):
-        for j, other in enumerate(strands):
-            cost = _join_cost(one, other)
-            if np.isfinite(cost):
-                pairs.append((cost, i, j))
-    after: dict[int, int] = {}
-    before: dict[int, int] = {}
-    for _, i, j in sorted(pairs):
-        if i not in after and j not in before:
-            after[i], before[j] = j, i
-    chains = []
-    for start in range(len(strands)):
-        if start in before:
-            continue
-        chain, at = [strands[start]], start
-        while at in after:
-            at = after[at]
-            chain.append(strands[at])
-        chains.append(chain)
-    return chains
+def _assign(waiting: list[Strand], frame: int, found: People) -> Iterable[tuple[Strand, int]]:
+    if not waiting or not len(found):
+        return
+    costs = np.stack([strand.costs(frame, found) for strand in waiting])
+    rows, columns = linear_sum_assignment(np.where(np.isfinite(costs), costs, IMPOSSIBLE))
+    for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
+        if np.isfinite(costs[row, column]):
+            yield waiting[row], column
 
 
-def _join_cost(one: _Strand, other: _Strand) -> float:
-    gap = other.frames[0] - one.frames[-1]
+# --- identities
+
+
+def find_identities(people: Sequence[People | None], shots: np.ndarray) -> list[Identity]:
+    """Who is the same person, through gaps, crossings and cuts; in no particular order."""
+    strands = find_strands(people, shots)
+    looked = sum(found is not None for found in people)
+    scores = [_scores(strand, people) for strand in strands]
+    kept = [
+        (float(score.sum()), strand)
+        for score, strand in zip(scores, strands, strict=True)
+        if np.quantile(score, 0.75) >= MIN_SCORE and len(score) >= min(2, looked)
+    ]
+    kept = sorted(kept, key=lambda entry: -entry[0])[:MAX_STRANDS]
+    return [_identity(group, people) for group in put_together([strand for _, strand in kept])]
+
+
+def put_together(strands: Sequence[Strand]) -> list[list[Strand]]:
+    """Groups of strands that are one person each, in order of time: the likeliest pair first, again and again."""
+    groups: dict[int, list[Strand]] = {number: [strand] for number, strand in enumerate(strands)}
+    costs = {
+        (a, b): cost
+        for a in groups
+        for b in groups
+        if a < b and (cost := _group_cost(groups[a], groups[b])) is not None
+    }
+    while costs:
+        a, b = min(costs, key=lambda pair: costs[pair])
+        groups[a] = sorted(groups[a] + groups.pop(b), key=lambda strand: strand.frames[0])
+        costs = {pair: cost for pair, cost in costs.items() if a not in pair and b not in pair}
+        for other in groups:
+            if other != a and (cost := _group_cost(groups[a], groups[other])) is not None:
+                costs[min(a, other), max(a, other)] = cost
+    return list(groups.values())
+
+
+def _group_cost(one: list[Strand], other: list[Strand]) -> float | None:
+    """How little two groups fit together as one person; None where they cannot be."""
+    looks = float(looks_cost(_group_looks(one), _group_looks(other)))
+    mixed = sorted([(s.frames[0], 0, s) for s in one] + [(s.frames[0], 1, s) for s in other], key=lambda e: e[:2])
+    seams = []
+    for (_, side, strand), (_, next_side, after) in zip(mixed, mixed[1:], strict=False):
+        if side != next_side:
+            seam = _seam_cost(strand, after, looks)
+            if seam is None:
+                return None
+            seams.append(seam)
+    fewest = min(sum(len(strand.frames) for strand in group) for group in (one, other))
+    return looks + min(seams) + BREVITY / fewest
+
+
+def _seam_cost(before: Strand, after: Strand, looks: float) -> float | None:
+    """Cost of one person being `before` and then `after`, besides its looks cost; None where that cannot be."""
+    gap = after.frames[0] - before.frames[-1]
     if gap <= 0:
-        return np.inf
-    looks = float(looks_cost(one.looks, other.looks))
-    comparable = bool(np.isfinite(one.looks - other.looks).any())
-    if one.shot != other.shot:
-        return looks + 1 if comparable and looks <= JOIN_LOOKS_OVER_CUT else np.inf
-    size = (_size(one.last) + _size(other.first)) / 2
-    move = float(np.linalg.norm(other.first - one.last)) / size
-    if looks > JOIN_LOOKS or move > min(JOIN_MOVE + MOVE_A_FRAME * gap, MAX_JOIN_MOVE):
-        return np.inf
-    return looks + 0.3 * move + gap / 300
+        return None
+    if before.shot != after.shot:
+        comparable = np.isfinite(before.looks - after.looks).any()
+        return 1.0 if comparable and looks <= SAME_LOOKS_OVER_CUT else None
+    move = float(np.linalg.norm(after.regions[0] - before.regions[-1])) / _size(before.regions[-1])
+    if move > min(MOVE + MOVE_A_FRAME * gap, MAX_MOVE):
+        return None
+    if looks > (SAME_LOOKS_AT_ONCE if gap <= SHORT_GAP else SAME_LOOKS):
+        return None
+    return 0.3 * move + min(gap, 300) / 300
+
+
+def _group_looks(group: list[Strand]) -> np.ndarray:
+    looks = np.array([strand.looks for strand in group])  # (S, L)
+    weights = np.array([float(len(strand.frames)) for strand in group])[:, None] * np.isfinite(looks)
+    total = weights.sum(axis=0)
+    mean = (np.nan_to_num(looks) * weights).sum(axis=0) / np.maximum(total, 1)
+    return np.where(total > 0, mean, np.nan)
+
+
+def _identity(group: list[Strand], people: Sequence[People | None]) -> Identity:
+    places = [place for strand in group for place in zip(strand.frames, strand.members, strict=True)]
+    found = [(_of(people, frame), member) for frame, member in places]
+    return Identity(
+        frames=np.array([frame for frame, _ in places]),
+        boxes=np.array([one.boxes[member] for one, member in found]),
+        scores=np.array([one.scores[member] for one, member in found]),
+        regions=np.array([one.regions[member] for one, member in found]),
+        looks=_group_looks(group).astype(np.float32),
+    )
+
+
+def _scores(strand: Strand, people: Sequence[People | None]) -> np.ndarray:
+    places = zip(strand.frames, strand.members, strict=True)
+    return np.array([_of(people, frame).scores[member] for frame, member in places])
+
+
+def _of(people: Sequence[People | None], frame: int) -> People:
+    found = people[frame]
+    assert found is not None  # strands only name frames that were looked at
+    return found
 
 
 def _size(region: np.ndarray) -> float:
     return max(float(np.hypot(*region[2:])), 1.0)
 
 
-def _mean_looks(mean: np.ndarray, looks: np.ndarray) -> np.ndarray:
-    """Running mean of ten or so; what was unknown so far is taken over."""
-    mixed = 0.9 * mean + 0.1 * looks
-    return np.where(np.isfinite(mixed), mixed, np.where(np.isfinite(mean), mean, looks))
-
-
-def _within(identity: Identity, mask: np.ndarray) -> Identity:
-    keep = mask[identity.frames]
-    return Identity(frames=identity.frames[keep], members=identity.members[keep])
-
-
 # --- the track
 
 
 def _track(
-    parts: list[Identity],
-    people: Sequence[People | None],
-    *,
+    parts: Sequence[Identity],
     shots: np.ndarray,
+    *,
     half: int,
+    others: tuple[Identity, ...],
     newcomers: tuple[int, ...],
 ) -> SubjectTrack:
-    count = len(people)
-    regions = np.zeros((count, REGION))
-    weights = np.zeros(count)
-    looks = np.tile(_part_looks(parts[0], people), (count, 1))
+    count = len(shots)
+    regions, weights = np.zeros((count, REGION)), np.zeros(count)
+    boxes = np.full((count, 4), np.nan, np.float32)
+    looks = np.tile(parts[0].looks, (count, 1))
     for part in parts:
-        for frame, member in _places(part):
-            found = _of(people, frame)
-            regions[frame], weights[frame] = found.regions[member], found.scores[member]
-        looks[np.isin(shots, shots[part.frames])] = _part_looks(part, people)
+        regions[part.frames], weights[part.frames] = part.regions, part.scores
+        boxes[part.frames] = part.boxes
+        looks[np.isin(shots, shots[part.frames])] = part.looks
     seen = weights > 0
-    regions = fill_gaps(regions, seen, np.zeros(count))  # across cuts too: a shot without anybody needs some place
-    regions = fill_gaps(regions, seen, shots)
-    regions = smooth_track(regions, weights, shots, half=half, robust=True)
-    return SubjectTrack(regions=regions.astype(np.float32), seen=seen, looks=looks, newcomers=newcomers)
-
-
-def _part_looks(part: Identity, people: Sequence[People | None]) -> np.ndarray:
-    """Median looks (L,) of an identity, NaN where never known."""
-    looks = np.array([_of(people, frame).looks[member] for frame, member in _places(part)])
-    known = np.isfinite(looks)
-    return np.array(
-        [np.median(column[good]) if good.any() else np.nan for column, good in zip(looks.T, known.T, strict=True)],
-        np.float32,
+    regions = fill_gaps(regions, seen, np.zeros(count, int))  # a shot without anybody needs some place, too
+    regions = smooth_track(fill_gaps(regions, seen, shots), weights, shots, half=half, robust=True)
+    return SubjectTrack(
+        regions=regions.astype(np.float32), boxes=boxes, looks=looks, others=others, newcomers=newcomers
     )

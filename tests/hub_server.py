@@ -1,6 +1,7 @@
 """A model hub on 127.0.0.1, for tests: the calls a download makes, with ranges, and with faults on demand.
 
-Large files are redirected to another origin (the same server by its other name), as the real hub hands them to a CDN.
+Large files are redirected to another origin (the same server by its other name), as the real hub hands them
+to a CDN.
 """
 
 import hashlib
@@ -66,7 +67,7 @@ class Faults:
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `repositories`, by "owner/name", and remembers `requests`: (method, path, headers)."""
+    """Serves `repositories`, by "owner/name"; `requests` are (method, path, headers in lower case)."""
 
     daemon_threads = True
     block_on_close = False
@@ -105,7 +106,7 @@ def serving(repositories: dict[str, Repository]) -> Iterator[HubServer]:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: HubServer
+    server: HubServer  # pyright: ignore[reportIncompatibleVariableOverride]
     routes: ClassVar = {
         r"/api/models/([^/]+/[^/]+)/revision/([^/]+)": "_about",
         r"/api/models/([^/]+/[^/]+)/tree/([^/]+)": "_tree",
@@ -113,10 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
         r"/cdn/([^/]+/[^/]+)/([^/]+)/(.+)": "_body",
     }
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
         with self.server.lock:
-            self.server.requests.append((self.command, path, dict(self.headers)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            self.server.requests.append((self.command, path, headers))
         for pattern, handler in self.routes.items():
             match = re.fullmatch(pattern, path)
             if match:
@@ -131,13 +133,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: object) -> None:
         """Quiet: what matters is in `requests`."""
 
     def _about(self, name: str, repository: Repository) -> None:
         self._answer(200, {}, json.dumps({"id": name, "sha": repository.commit, "siblings": []}).encode())
 
-    def _tree(self, name: str, repository: Repository) -> None:
+    def _tree(self, _: str, repository: Repository) -> None:
         self._answer(200, {}, json.dumps(repository.listing()).encode())
 
     def _resolve(self, name: str, repository: Repository, path: str) -> None:
@@ -155,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
         cdn = f"http://localhost:{self.server.server_port}/cdn/{name}/{repository.commit}/{path}"
         return self._answer(302, about | linked | {"Location": cdn})
 
-    def _body(self, name: str, repository: Repository, path: str) -> None:
+    def _body(self, _: str, repository: Repository, path: str) -> None:
         self._send(repository, path, {"ETag": f'"{repository.name_of(path)}"'})
 
     def _send(self, repository: Repository, path: str, headers: dict[str, str]) -> None:

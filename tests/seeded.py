@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from wan_animate.wan.conditions import Conditions, Scene
 from wan_animate.wan.model import names
 from wan_animate.wan.model.models import Models
 from wan_animate.wan.model.smoke import PACE
 from wan_animate.wan.model.transformer import AnimateTransformer
-from wan_animate.wan.model.vae import VideoVae
+from wan_animate.wan.model.vae import VideoVae, use_cpu_kernels
+from wan_animate.wan.sampling import Sampling
 
 DATA = Path(__file__).parent / "data" / "engine"
 GOLDEN = (
@@ -189,9 +192,81 @@ def pipeline_models(contexts: dict[str, np.ndarray], clip_features: np.ndarray) 
         network.motion_encoder = KnownFaces(network.motion_encoder)
     return Models(
         transformer=network,
-        vae=VideoVae(autoencoder("pipeline_vae")),
+        vae=VideoVae(use_cpu_kernels(autoencoder("pipeline_vae"))),
         text_encoder=RecordedText(contexts=contexts),
         image_encoder=lambda _: torch.from_numpy(clip_features),
         device=torch.device("cpu"),
         pace=PACE,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GoldenRun:
+    """One recorded run of the published `generate`, as a ClipSource."""
+
+    config: dict[str, Any]
+    arrays: Any  # the run's npz
+    shared: Any  # the arrays all runs share
+
+    @staticmethod
+    def load(path: Path) -> "GoldenRun":
+        return GoldenRun(
+            config=json.loads(path.read_text()),
+            arrays=np.load(path.with_suffix(".npz")),
+            shared=np.load(path.parent / "shared.npz"),
+        )
+
+    @property
+    def num_frames(self) -> int:
+        return self.config["real_frame_len"]
+
+    @property
+    def replaces(self) -> bool:
+        return self.config["mode"] == "replace"
+
+    @property
+    def reference(self) -> np.ndarray:
+        return self.arrays["ref_resized"]
+
+    def conditions(self, frames: Sequence[int]) -> Conditions:
+        assert max(frames) < self.num_frames
+        size, numbers = f"{self.config['H']}x{self.config['W']}", list(frames)
+        scene = None
+        if self.replaces:
+            scene = Scene(
+                background=self.shared[f"bg_{size}"][numbers], mask=self.shared[f"mask_{size}"][numbers]
+            )
+        return Conditions(
+            pose=self.shared[f"pose_{size}"][numbers],
+            face=enlarge(self.shared["face_base_u8"][numbers]),
+            scene=scene,
+        )
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(
+            seed=0,
+            steps=self.config["sampling_steps"],
+            shift=self.config["shift"],
+            guidance=self.config["guide_scale"],
+            solver=self.config["solver"],
+            clip_len=self.config["clip_len"],
+            overlap=self.config["refert_num"],
+            prompt="prompt",
+            negative_prompt="negative",
+        )
+
+    @property
+    def models(self) -> Models:
+        contexts = {"prompt": self.shared["context"], "negative": self.shared["context_null"]}
+        return pipeline_models(contexts, self.shared["clip_fea_int8"].astype(np.float32) / 8)
+
+    def noise(self, clip_index: int, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.from_numpy(self.arrays["noise"][clip_index]).reshape(shape)
+
+    def clip(self, index: int, name: str) -> torch.Tensor:
+        """A recorded array of one clip, with a batch axis."""
+        return torch.from_numpy(self.arrays[f"c{index}_{name}"])[None]
+
+
+RUNS = sorted(GOLDEN.glob("pipeline/0*.json"))

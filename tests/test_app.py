@@ -1,14 +1,16 @@
-"""The app as the platform drives it: setup, run as a stream of snapshots, cancel, unload. Smoke size, real stages."""
+"""The app as the platform drives it: setup, run as a stream of snapshots, cancel, unload. At smoke size."""
 
 import asyncio
 import contextlib
 import hashlib
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import av
 import pytest
 from wan_animate import App, AppInput, AppOutput, AppSetup
+from wan_animate.preprocess.track_cache import TrackCache
 from wan_animate.wan.media.probe import probe_video
 from wan_animate.wan.runtime.errors import Cancelled, InvalidInput, NotAvailableYet, NoUsableGpu, SetupFailed
 from wan_animate.wan.runtime.job import STAGES
@@ -19,20 +21,26 @@ SMALL = {
     "reference_image": str(EXAMPLES / "reference.jpg"),
     "resolution_width": 256,
     "resolution_height": 256,
-    "duration_s": 0.3,  # 9 frames: two clips of 5, and one more for the last
+    "duration_s": 0.3,  # 9 frames: two clips of 5 that share one
     "clip_len": 5,
     "sampling_steps": 2,
     "seed": 7,
 }
-RUN_STAGES = [name for name in STAGES if name not in ("flux", "mask", "retarget")]
+RUN_STAGES = [name for name in STAGES if name not in ("flux", "mask", "retarget", "preview")]
 
 
-@pytest.fixture(scope="session")
-def app():
+@pytest.fixture(scope="module")
+def app(tmp_path_factory: pytest.TempPathFactory):
     made = App()
     asyncio.run(made.setup(AppSetup(model="smoke")))
+    forget_tracks(made, tmp_path_factory.mktemp("tracks"))
     yield made
     asyncio.run(made.unload())
+
+
+def forget_tracks(app: App, folder: Path) -> None:
+    """Give the app an empty track cache of its own: the user's is neither read nor filled by tests."""
+    app._studio = replace(app._studio, track_cache=TrackCache(folder))
 
 
 async def drive(app: App, **options) -> list[AppOutput]:
@@ -47,7 +55,7 @@ def frames_of(output: AppOutput) -> str:
     return digest.hexdigest()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def uncancelled(app: App) -> AppOutput:
     return asyncio.run(drive(app))[-1]
 
@@ -123,7 +131,10 @@ class StopAt:
 
 
 @pytest.mark.parametrize("stage", RUN_STAGES)
-async def test_cancel_in_every_stage_leaves_nothing_and_spoils_nothing(app: App, uncancelled, stage: str):
+async def test_cancel_in_every_stage_leaves_nothing_and_spoils_nothing(
+    app: App, uncancelled: AppOutput, tmp_path: Path, stage: str
+):
+    forget_tracks(app, tmp_path)
     before = left_folders()
     app.context = StopAt(app, stage)
     try:

@@ -266,7 +266,7 @@ def test_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, size):
 
 
 def test_disk_that_fills_at_the_very_end_is_noticed(tmp_path):
-    """The index is written last and moved to the front: nothing half-written may pass for whole there either."""
+    """The index is written last and moved to the front: nothing half-written may pass for whole there."""
     size = write(tmp_path / "whole.mp4", 60, quality=1).stat().st_size
     for share in (0.3, 0.9, 0.99):
         with room_for(int(size * share)), pytest.raises(DiskFull):

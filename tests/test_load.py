@@ -1,10 +1,11 @@
-"""A checkpoint as its makers publish it becomes our network, whole and exact, or a sentence says what is wrong."""
+"""A checkpoint as its makers publish it becomes our network, exactly, or a sentence says what is wrong."""
 
 import json
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ CASE = "dit_a"
 SHARDS = 5
 MANIFESTS = Path(__file__).parents[2] / "shared" / "manifests"
 FLOAT32_TOLERANCE = 5e-5  # relative L2; summation order, and diffusers' float32 sinusoid
-BF16_TOLERANCE = 2e-2  # relative L2; 8 bits of mantissa through 5 layers, measured 7e-3
+BF16_TOLERANCE = 1.2e-2  # relative L2; 8 bits of mantissa through 5 layers, measured 8e-3
 BLUR = torch.tensor([[1.0, 3.0, 3.0, 1.0]])
 
 
@@ -90,7 +91,7 @@ def published_shapes(
 def motion_encoder_shapes() -> dict[str, tuple]:
     convs, widths = "motion_encoder.enc.net_app.convs", (32, 64, 128, 256, 512, 512, 512, 512)
     shapes: dict[str, tuple] = {f"{convs}.0.0.weight": (32, 3, 1, 1), f"{convs}.0.1.bias": (1, 32, 1, 1)}
-    for i, (into, out) in enumerate(zip(widths[:-1], widths[1:], strict=True), start=1):
+    for i, (into, out) in enumerate(pairwise(widths), start=1):
         shapes |= {
             f"{convs}.{i}.conv1.0.weight": (into, into, 3, 3),
             f"{convs}.{i}.conv1.1.bias": (1, into, 1, 1),
@@ -149,8 +150,18 @@ def float32(tmp_path_factory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("float32"), published(torch.float32), config)
 
 
-def load(folder: Path, **settings) -> AnimateTransformer:
-    return load_transformer(folder, **({"device": "cpu", "dtype": torch.float32} | settings))
+def load(folder: Path, *, dtype: torch.dtype = torch.float32, **settings) -> AnimateTransformer:
+    return load_transformer(folder, device="cpu", dtype=dtype, **settings)
+
+
+@pytest.fixture(scope="module")
+def networks(bf16, float32) -> dict[str, AnimateTransformer]:
+    """Loaded, by the precision of the files and that asked for."""
+    return {
+        "float32 as float32": load(float32),
+        "float32 as bf16": load(float32, dtype=torch.bfloat16),
+        "bf16 as bf16": load(bf16, dtype=torch.bfloat16),
+    }
 
 
 @pytest.mark.parametrize("case", ["dit_a", "dit_b"])
@@ -187,8 +198,8 @@ def test_the_names_at_real_size_are_the_makers_own():
     assert {name: tuple(shape) for name, shape in table.items()} == published_shapes(**REAL_SIZE)
 
 
-def test_float32_shards_give_the_very_weights(float32):
-    network, expected = load(float32), seeded.transformer(CASE)
+def test_float32_shards_give_the_very_weights(networks):
+    network, expected = networks["float32 as float32"], seeded.transformer(CASE)
     theirs = dict(expected.named_parameters())
     assert {name for name, _ in network.named_parameters()} == theirs.keys()
     assert all(torch.equal(ours, theirs[name]) for name, ours in network.named_parameters())
@@ -197,9 +208,9 @@ def test_float32_shards_give_the_very_weights(float32):
     assert not any(parameter.requires_grad for parameter in network.parameters())
 
 
-@pytest.mark.parametrize("files", ["bf16", "float32"])
-def test_bf16_keeps_float32_where_rounding_would_show(files, request):
-    network = load(request.getfixturevalue(files), dtype=torch.bfloat16)
+@pytest.mark.parametrize("how", ["bf16 as bf16", "float32 as bf16"])
+def test_bf16_keeps_float32_where_rounding_would_show(networks, how):
+    network = networks[how]
     kept = {name for name, parameter in network.named_parameters() if parameter.dtype == torch.float32}
     assert {name for name, parameter in network.named_parameters() if parameter.dtype == torch.bfloat16}
     assert kept == {name for name, _ in network.named_parameters() if network.keeps_float32(name)}
@@ -207,12 +218,12 @@ def test_bf16_keeps_float32_where_rounding_would_show(files, request):
     plain = seeded.transformer(CASE)
     assert network.rope.freqs_cos.dtype == torch.float32
     assert torch.equal(network.rope.freqs_cos, plain.rope.freqs_cos)
-    if files == "float32":  # what stays float32 is the file's own value, not one rounded on the way
+    if how == "float32 as bf16":  # what stays float32 is the file's own value, not one rounded on the way
         theirs = dict(plain.named_parameters())
         assert all(torch.equal(network.get_parameter(name), theirs[name]) for name in kept)
 
 
-def run_both(network: AnimateTransformer, data: dict[str, np.ndarray], timestep: int) -> torch.Tensor:
+def step(network: AnimateTransformer, data: dict[str, np.ndarray], timestep: int) -> torch.Tensor:
     """The golden's call: latents and conditions in, velocity out, the faces' motion as stored."""
     tensor = {name: torch.from_numpy(array) for name, array in data.items() if array.dtype == np.float32}
     text = torch.zeros(1, 512, tensor["context"].shape[-1])
@@ -235,11 +246,13 @@ def distance(ours: torch.Tensor, theirs: np.ndarray) -> float:
 
 @pytest.mark.skipif(not seeded.GOLDEN.is_dir(), reason="the official outputs are not at hand")
 @pytest.mark.parametrize("timestep", [999, 437])
-def test_the_loaded_network_computes_what_the_official_one_does(bf16, float32, timestep):
+def test_the_loaded_network_computes_what_the_official_one_does(networks, timestep):
     data = dict(np.load(seeded.GOLDEN / "model" / CASE / "data.npz"))
     expected = data[f"out_t{timestep}"]
-    assert distance(run_both(load(float32), data, timestep), expected) <= FLOAT32_TOLERANCE
-    assert distance(run_both(load(bf16, dtype=torch.bfloat16), data, timestep), expected) <= BF16_TOLERANCE
+    distances = {how: distance(step(network, data, timestep), expected) for how, network in networks.items()}
+    assert distances["float32 as float32"] <= FLOAT32_TOLERANCE
+    assert distances["bf16 as bf16"] <= BF16_TOLERANCE
+    assert distances["float32 as bf16"] <= BF16_TOLERANCE
 
 
 def test_progress_counts_every_byte_and_cancelling_ends_it(bf16):
@@ -259,7 +272,7 @@ def test_progress_counts_every_byte_and_cancelling_ends_it(bf16):
 
 
 def small_checkpoint(folder: Path) -> Path:
-    """Only what the checks look at: names and shapes; the tensors are views of one zero."""
+    """Only what the checks look at: names and shapes. One byte a number, to be quick."""
     config = seeded.networks()[CASE]["config"]
     shapes = published_shapes(
         dim=24, heads=2, ffn=48, text=16, freq=32, layers=5
@@ -288,7 +301,7 @@ SECOND = "diffusion_pytorch_model-00002-of-00005.safetensors"
 TENSOR = "blocks.1.self_attn.q.weight"
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None], *, index: bool) -> str:
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object], *, index: bool) -> str:
     """Change the shard that holds TENSOR; the index too, if asked."""
     table = json.loads((folder / INDEX).read_text())
     file = table["weight_map"][TENSOR]
@@ -324,11 +337,6 @@ def test_a_tensor_that_the_index_promises_is_missed_by_name(broken):
 def test_a_tensor_that_nothing_promises_is_missed_by_name(broken):
     rewrite(broken, lambda tensors: tensors.pop(TENSOR), index=True)
     assert "lacks 1 of Wan2.2-Animate's tensors, such as blocks.1.attn1.to_q.weight" in refused(broken)
-
-
-def test_half_of_a_split_tensor_missing_is_noticed(broken):
-    table = json.loads((broken / INDEX).read_text())["weight_map"]
-    assert "face_adapter.fuser_blocks.0.linear1_kv.weight" in table
 
 
 @pytest.mark.parametrize("index", [False, True])
@@ -438,8 +446,8 @@ def test_the_text_encoder_s_words_are_found_under_either_name(encoders, tmp_path
     (tmp_path / "tokenizer").symlink_to(encoders / "tokenizer")
     file = tmp_path / "text_encoder" / "model.safetensors"
     tensors = load_file(file)
-    words = tensors.pop("shared.weight", None)
-    words = tensors.pop("encoder.embed_tokens.weight", words)
+    words = seeded.text_encoder("t5_a").shared.weight.detach()
+    tensors = {name: tensor for name, tensor in tensors.items() if not torch.equal(tensor, words)}
     save_file(tensors | {embedding: words}, file, {"format": "pt"})
     model = load_text_encoder(tmp_path, device="cpu", dtype=torch.float32).model
     assert torch.equal(model.encoder.embed_tokens.weight, words)
@@ -467,7 +475,7 @@ def test_a_damaged_encoder_is_named(encoders, tmp_path, part, file, how):
         save_file(tensors, tmp_path / part / file, {"format": "pt"})
     elif how == "cut short":
         (tmp_path / part / file).write_bytes((encoders / part / file).read_bytes()[:3000])
-    with pytest.raises(ModelFilesBroken, match=rf"{part} (lacks 1 tensors|cannot be loaded)"):
+    with pytest.raises(ModelFilesBroken, match=rf"{part} (lacks [12] tensors|cannot be loaded)"):
         load_text_encoder(tmp_path, device="cpu", dtype=torch.float32)
         load_image_encoder(tmp_path, device="cpu")
         load_vae(tmp_path, device="cpu")
@@ -510,22 +518,30 @@ def test_a_precision_to_come_is_said_before_anything_is_fetched(tmp_path):
         load_models("wan2.2-animate-14b", precision="fp8", cache_dir=tmp_path, device=torch.device("cpu"))
 
 
+# The peak is asked of the kernel, so that mapped files count too. What the libraries set up when the first
+# network is built is not the loader's.
 MEASURE = """
+    import json
     import sys
     from pathlib import Path
     import torch
+    from accelerate import init_empty_weights
     from wan_animate.wan.model.load import load_transformer
+    from wan_animate.wan.model.names import transformer_config
+    from wan_animate.wan.model.transformer import AnimateTransformer
 
     def resident(field: str) -> int:
-        line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-        return int(line.split()[1]) * 1024
+        status = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith(field))
 
     torch.set_num_threads(1)
+    folder = Path(sys.argv[1])
+    with init_empty_weights():
+        AnimateTransformer(**transformer_config(json.loads((folder / "config.json").read_text())))
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    network = load_transformer(Path(sys.argv[1]), device="cpu", dtype=torch.bfloat16)
-    result = sum(parameter.nbytes for parameter in network.parameters())
-    print(before, resident("VmHWM"), result)
+    network = load_transformer(folder, device="cpu", dtype=torch.bfloat16)
+    print(before, resident("VmHWM"), sum(parameter.nbytes for parameter in network.parameters()))
 """
 
 

@@ -117,6 +117,19 @@ def test_contact_sheet_has_a_row_a_frame_and_a_column_a_kind(make, finished, mod
     assert (labels.max(axis=2) > 150).any()
 
 
+def test_a_frame_without_a_face_says_so(make):
+    source = make("animation")
+    faceless = Tracks(
+        frame_size=SIZE, poses=source.tracks.poses, face_boxes=np.full_like(source.tracks.face_boxes, np.nan)
+    )
+    sheet = contact_sheet(AnimationSource(source.video, faceless, source.reference), rows=1)
+    box = plan_layout([SIZE[1] / SIZE[0]] * 2 + [OUTPUT[1] / OUTPUT[0], 1.0], rows=1, tile_height=216).tiles[
+        0
+    ][3]
+    tile = sheet[box.y : box.y + box.height, box.x : box.x + box.width]
+    assert 0.001 < (tile.max(axis=2) > 60).mean() < 0.1
+
+
 def test_short_videos_give_fewer_rows(make):
     with Job().stage("write") as stage:
         sheet = contact_sheet(make("animation"), stage=stage, rows=50)

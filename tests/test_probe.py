@@ -8,6 +8,7 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from wan_animate.wan.media.decode import open_video
 from wan_animate.wan.media.probe import constant_rate, measure, orientation, probe_video, simplest_between
 from wan_animate.wan.runtime.errors import BadMedia
 
@@ -282,6 +283,28 @@ def test_leading_pictures_that_cannot_be_decoded_do_not_count(tmp_path):
     info = probe_video(tmp_path / "b.mkv")
     assert info.num_frames == 20
     assert info.start == Fraction(800, 1000)
+
+
+def test_pictures_that_are_never_shown_do_not_count(tmp_path):
+    """VP8 keeps pictures in the file that are only referred to."""
+    path = write_video(tmp_path / "a.webm", 20, codec="libvpx", options={"deadline": "realtime"})
+    with av.open(path) as source, av.open(tmp_path / "b.webm", "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if not packet.size:
+                continue
+            hidden = av.Packet(bytes([bytes(packet)[0] & ~0x10]) + bytes(packet)[1:])
+            hidden.pts = hidden.dts = packet.pts + 7
+            hidden.time_base, hidden.stream = packet.time_base, stream
+            shown = not packet.is_keyframe
+            packet.stream = stream
+            target.mux(packet)
+            if shown:
+                target.mux(hidden)
+    assert len(packet_times(tmp_path / "b.webm")) > 20
+    video = open_video(tmp_path / "b.webm")
+    assert (video.info.num_frames, video.info.rate) == (20, 25)
+    assert len(list(video.frames())) == 20
 
 
 @pytest.mark.skipif(not SAMPLES.exists(), reason="the samples are not beside this checkout")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from wan_animate.preprocess.geometry import pad_to_fit
 from wan_animate.preprocess.keypoints import FACE, LEFT_HAND, NUM_KEYPOINTS
 from wan_animate.preprocess.skeleton import (
     FINGER_BONES,
@@ -90,6 +91,23 @@ def test_drawing_from_pixels_equals_the_official_one(path):
         height, width = canvas.shape[:2]
         parts = [points(output, part) for part in ("body", "lhand", "rhand")]
         np.testing.assert_array_equal(draw_points(*parts, height=height, width=width), canvas)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the full golden set is not here")
+@pytest.mark.parametrize("name", ["00_animate_plain", "02_replace", "03_replace_w10", "04_replace_it0"])
+def test_canvases_of_whole_official_runs_are_equal(name):
+    canvases = np.load(GOLDEN / "e2e" / f"{name}.npz")["src_pose"]
+    metas = json.loads((GOLDEN / "e2e" / f"{name}.json").read_text())["metas"][-1]
+    for canvas, meta in zip(canvases, metas, strict=True):
+        parts = PoseParts(
+            **{
+                part: np.array(meta[f"keypoints_{part}"], np.float32)
+                for part in ("body", "left_hand", "right_hand", "face")
+            }
+        )
+        drawn = draw_parts(parts, height=meta["height"], width=meta["width"])
+        height, width = canvas.shape[:2]
+        np.testing.assert_array_equal(pad_to_fit(drawn, height=height, width=width), canvas)
 
 
 def test_a_pose_is_drawn_through_the_official_conversion():

@@ -75,6 +75,10 @@ class Animator:
                 stage.advance(detail=name)
             yield pixels
 
+    def announce(self, job: Job, sampling: Sampling, *, num_frames: int, height: int, width: int) -> None:
+        """Tell the job what `frames` is going to do, with rough seconds. Height and width in pixels."""
+        announce(job, self.models, sampling, num_frames=num_frames, height=height, width=width)
+
     def _open_request(self, source: ClipSource, sampling: Sampling, job: Job, *, noise: Noise) -> Request:
         models, device = self.models, self.models.device
         texts = []

@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from ..backends import Estimate, People
-from ..subjects import LOOKS, body_colours
+from ..looks import LOOKS, body_colours
 from .crops import Square, up_angle
 from .runner import Network
 from .ssd import Detection, anchor_centres, decode_detections, sigmoid

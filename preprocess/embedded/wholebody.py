@@ -10,7 +10,18 @@ from typing import Final
 
 import numpy as np
 
-from ..keypoints import BODY, FACE, FEET, HEAD, LEFT_HAND, NUM_KEYPOINTS, RIGHT_HAND
+from ..keypoints import (
+    BODY,
+    FACE,
+    FEET,
+    HEAD,
+    LEFT_EYE,
+    LEFT_HAND,
+    NOSE,
+    NUM_KEYPOINTS,
+    RIGHT_EYE,
+    RIGHT_HAND,
+)
 
 BODY_POINTS: Final = 33  # mediapipe pose_landmark
 MESH_POINTS: Final = 468  # mediapipe face_landmark
@@ -21,7 +32,7 @@ FEET_FROM: Final = (31, 31, 29, 32, 32, 30)  # "foot index" stands for both toes
 SMALL_TOES: Final = (18, 21)  # of the 133
 SMALL_TOE_TRUST: Final = 0.9  # its place is the big toe's; Wan's drawing uses the mean of both
 
-NOSE: Final = 0  # of BlazePose's 33
+BLAZE_NOSE: Final = 0  # of BlazePose's 33
 TORSO: Final = (11, 12, 23, 24)  # shoulders and hips, left first
 MIN_NECK_OF_WIDTH: Final = 0.3  # nose above the shoulders, of their width; measured 0.31 to 0.8, without a head to 0.26
 MIN_NECK_OF_TORSO: Final = 0.12  # the same for people seen from the side
@@ -36,6 +47,8 @@ NOSE_LINE: Final = (168, 197, 5, 4, 98, 97, 2, 326, 327)
 EYES: Final = (33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380)
 OUTER_LIPS: Final = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)
 INNER_LIPS: Final = (78, 82, 13, 312, 308, 317, 14, 87)
+HEAD_IN_MESH: Final = [NOSE, LEFT_EYE, RIGHT_EYE]
+MESH_OF_HEAD: Final = ((4,), (362, 263), (33, 133))  # tip of the nose; corners of the person's left and right eye
 INSIDE_FACE: Final = (*BROWS, *NOSE_LINE, *EYES, *OUTER_LIPS, *INNER_LIPS)
 
 
@@ -79,6 +92,8 @@ def whole_body(
         pose[HEAD, 2] = 0.0
     if face is not None:
         pose[FACE, :2], pose[FACE, 2] = face_points(face.points), face.score
+        # The mesh is three times as steady as the body network, and puts them at the same places.
+        pose[HEAD_IN_MESH, :2] = [face.points[list(points)].mean(axis=0) for points in MESH_OF_HEAD]
     for target, hand in ((LEFT_HAND, left_hand), (RIGHT_HAND, right_hand)):
         if hand is not None:
             pose[target, :2], pose[target, 2] = hand.points, hand.score
@@ -96,8 +111,8 @@ def head_is_credible(points: np.ndarray, frame_size: tuple[int, int]) -> bool:
     torso = float(np.linalg.norm(shoulders - hips))
     up = (shoulders - hips) / max(torso, 1e-6)
     width = float(np.linalg.norm(left - right))
-    height = float((points[NOSE] - shoulders) @ up)
-    crown = points[NOSE] + CROWN * width * up
+    height = float((points[BLAZE_NOSE] - shoulders) @ up)
+    crown = points[BLAZE_NOSE] + CROWN * width * up
     return height >= max(MIN_NECK_OF_WIDTH * width, MIN_NECK_OF_TORSO * torso) and bool(inside(crown, frame_size))
 
 

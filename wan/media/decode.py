@@ -37,8 +37,7 @@ MAX_THREADS = 8  # for decoding and for colours; each holds a frame, and what fo
 HD_HEIGHT = 720  # lines from which untagged video is taken as BT.709, below as BT.601 (what players do)
 UNTAGGED = (2, 3)  # colour matrix "unspecified" and "reserved", ISO/IEC 23091-2
 # Accurate rounding and interpolated chroma: 7 ms a 1080p frame on one core instead of 1 ms, but the plain
-# converter is 1.1 steps of 255 off on average and up to 58 at coloured edges (measured on a 1080p H.264
-# clip).
+# converter is 1.1 steps of 255 off on average and up to 58 at coloured edges (measured on a real clip).
 SCALING = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 TURNS = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
 
@@ -103,9 +102,7 @@ def plan_frames(
             f"{info.path.name} would give {count} frames ({float(duration):.0f} s at {float(rate):g} "
             "frames/s); choose a part with start_s and duration_s"
         )
-    cut = (
-        f"duration_s {duration_s} was cut to {float(left):.3f}: {info.path.name} has no more from start_s on"
-    )
+    cut = f"duration_s {duration_s} was cut to {float(left):.3f}: {info.path.name} ends there"
     return FramePlan(
         fps=rate,
         indices=nearest_frames(info, count=count, fps=rate, start=start),
@@ -121,10 +118,9 @@ def nearest_frames(info: VideoInfo, *, count: int, fps: Fraction, start: Fractio
     if info.constant_rate:  # ideal times: coarse ticks must not move a tie
         first, step = start * info.rate, info.rate / fps
         return np.array([min(round(first + i * step), last) for i in range(count)], np.int32)
-    # All times as whole multiples of one unit, so that comparing is exact.
-    unit_per_tick, unit_per_frame = info.time_base, 1 / fps
-    scale = _common_denominator(unit_per_tick, unit_per_frame, start)
-    tick, step, first = int(unit_per_tick * scale), int(unit_per_frame * scale), int(start * scale)
+    # All times as whole multiples of one unit, so that comparing is exact and quick.
+    units = lcm(info.time_base.denominator, fps.numerator, start.denominator)  # a second
+    tick, step, first = int(info.time_base * units), int(units / fps), int(start * units)
     times = [int(time) * tick for time in info.times - info.times[0]]
     chosen, index = [], 0
     for i in range(count):
@@ -254,7 +250,8 @@ def _numbered(info: VideoInfo, seek_to: int | None) -> Generator[tuple[int, Vide
         stream.codec_context.thread_type = ThreadType.AUTO
         stream.codec_context.thread_count = min(os.cpu_count() or 1, MAX_THREADS)
         if seek_to is not None:
-            container.seek(seek_to, stream=stream, backward=True)
+            with suppress(FFmpegError):  # then from the beginning
+                container.seek(seek_to, stream=stream, backward=True)
         counted: int | None = None
         for packet in _healthy(container.demux(stream)):
             if info.times_by_count and counted is None and packet.pts is not None:
@@ -323,7 +320,3 @@ class _Painter:
             image = cv2.rotate(image, TURNS[info.rotation])
         image.flags.writeable = False
         return image
-
-
-def _common_denominator(*values: Fraction) -> int:
-    return lcm(*(value.denominator for value in values))

@@ -6,7 +6,7 @@ its name only when it is complete. Knows nothing about where frames come from.
 
 import errno
 import os
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -38,9 +38,7 @@ SOUND_RATES = (44_100, 48_000)  # kept; any other becomes the last
 SOUND_BITS = 192_000  # a second
 PACKET_SAMPLES = 1024  # of AAC
 JUMP = Fraction(1, 20)  # seconds of gap or overlap in the source's sound times that are real, not rounding
-PREROLL = Fraction(
-    1, 2
-)  # seconds of sound decoded before the first kept one, so that the decoder is warmed up
+PREROLL = Fraction(1, 2)  # seconds of sound decoded before the first kept one, to warm the decoder up
 NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 NO_ENTRY = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -62,8 +60,7 @@ class AudioTrack:
 class VideoWriter:
     """Write frames, in order, into an MP4.
 
-        with VideoWriter(path, width=1280, height=720, fps=Fraction(30), quality=18, metadata={}, audio=None)
-        as writer:
+        with VideoWriter(path, width=1280, height=720, fps=Fraction(30)) as writer:
             writer.write(frames)  # (n, H, W, 3) uint8 RGB
 
     Until the block ends without an error there is only a hidden file beside `path`; with an error there is
@@ -82,7 +79,10 @@ class VideoWriter:
         metadata: Mapping[str, str] | None = None,
         audio: AudioTrack | None = None,
     ) -> None:
-        """`quality` is the constant rate factor, 0 (lossless) … 51; `metadata` become tags of the MP4."""
+        """`quality` is the constant rate factor, 0 (lossless) … 51; `metadata` becomes tags of the MP4.
+
+        Opens nothing yet. Raises ValueError for odd sides or a rate that MP4 cannot hold.
+        """
         if width % 2 or height % 2 or width <= 0 or height <= 0:
             raise ValueError(f"H.264 yuv420p needs even sides, got {width}×{height}")
         if fps <= 0 or max(fps.numerator, fps.denominator) >= 2**31:
@@ -169,10 +169,9 @@ class VideoWriter:
             self._mux(self._aac.encode(self._sound.take(count)))
             due -= count
 
-    def _mux(self, packets: Iterable[Packet]) -> None:
+    def _mux(self, packets: Sequence[Packet]) -> None:
         assert self._container is not None
-        for packet in packets:
-            self._container.mux(packet)
+        self._container.mux(packets)
 
     def _finish(self) -> None:
         if not self.num_frames:
@@ -308,7 +307,8 @@ def _sound_frames(path: Path, begin: Fraction) -> Generator[AudioFrame, None, No
         first = stream.start_time or 0
         target = floor((begin - PREROLL) / stream.time_base) if stream.time_base else first
         if target > first:
-            container.seek(target, stream=stream)
+            with suppress(FFmpegError):  # then from the beginning
+                container.seek(target, stream=stream)
         with suppress(FFmpegError):  # a file that cannot be read on: silence from there
             for packet in container.demux(stream):
                 with suppress(FFmpegError):

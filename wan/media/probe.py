@@ -382,9 +382,7 @@ def _check_whole(container: InputContainer, stream: VideoStream, path: Path, tim
     broken |= kind == "avi" and stream.frames > len(times) + max(2, len(times) // 50)
     if kind in ("matroska", "flv") and container.duration and times and stream.time_base:
         promised = container.duration / av.time_base
-        until = promised - max(
-            1.0, promised * 0.03
-        )  # heads round, and sound may be a little longer than the picture
+        until = promised - max(1.0, promised * 0.03)  # heads are not exact to the frame
         broken |= max(times) * stream.time_base < until and _sound_ends(path) < until
     if broken:
         raise BadMedia(_breaks_off(path))
@@ -395,9 +393,10 @@ def _sound_ends(path: Path) -> float:
     with open_media(path) as container:
         if not container.streams.audio:
             return 0.0
-        return max(
-            (float(p.pts * p.time_base) for p in container.demux(audio=0) if p.pts is not None), default=0.0
+        begins = (
+            packet.pts * packet.time_base for packet in container.demux(audio=0) if packet.pts is not None
         )
+        return float(max(begins, default=0))
 
 
 def _breaks_off(path: Path) -> str:
@@ -410,19 +409,17 @@ def _first_picture(container: InputContainer, stream: VideoStream, path: Path) -
     frame = _first_frame(container, stream, LATEST_PICTURE)
     if not isinstance(frame, VideoFrame):
         raise BadMedia(
-            f"no picture of {path.name} ({stream.codec_context.name}) can be decoded: it has none, is damaged "
-            "or is encrypted; copy it again, or convert it to H.264"
+            f"no picture of {path.name} ({stream.codec_context.name}) can be decoded: there is none, or the "
+            "file is damaged or encrypted; copy it again, or convert it to H.264"
         )
     matrix = frame.side_data.get("DISPLAYMATRIX")
-    rotation, mirrored = (
-        (0, False) if matrix is None else orientation(np.frombuffer(bytes(matrix), np.int32)[:9])
-    )
+    turn = orientation(np.frombuffer(bytes(matrix), np.int32)[:9]) if matrix is not None else (0, False)
     return _Picture(
         width=frame.width,
         height=frame.height,
         time=frame.pts,
-        rotation=rotation,
-        mirrored=mirrored,
+        rotation=turn[0],
+        mirrored=turn[1],
         transfer=frame.color_trc,
     )
 

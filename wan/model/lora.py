@@ -26,8 +26,7 @@ import logging
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,11 +94,24 @@ def read_lora(path: Path, *, shapes: Shapes) -> Lora:
     first entry that does not belong to this network, has another size, or lacks its other half.
     """
     tensors, declared = _read(path)
-    with _refused_by_name(path):
+    return _understood(tensors, declared, shapes=shapes, source=path.name)
+
+
+def understand(tensors: Mapping[str, torch.Tensor], *, shapes: Shapes, source: str) -> Lora:
+    """The same for tensors already read; `source` names them in messages."""
+    return _understood(tensors, _Declared(), shapes=shapes, source=source)
+
+
+def _understood(
+    tensors: Mapping[str, torch.Tensor], declared: "_Declared", *, shapes: Shapes, source: str
+) -> Lora:
+    try:
         found = _Collector(shapes, declared)
         for key, tensor in tensors.items():
             found.add(key, tensor)
-        return found.result(path.name)
+        return found.result(source)
+    except _Wrong as error:
+        raise ModelFilesBroken(f"{source} is not a LoRA for Wan2.2-Animate 14B: {error}") from error
 
 
 class LoraSwitch:
@@ -209,14 +221,6 @@ def _by_target(
 
 class _Wrong(Exception):
     """What is wrong with a file, to be completed by its name."""
-
-
-@contextmanager
-def _refused_by_name(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except _Wrong as error:
-        raise ModelFilesBroken(f"{path.name} is not a LoRA for Wan2.2-Animate 14B: {error}") from error
 
 
 class _Collector:
@@ -335,7 +339,7 @@ class _Declared:
     """What a file says of itself beside its tensors. PEFT keeps alpha there."""
 
     alpha: float | None = None
-    alphas: Mapping[str, float]  # by the end of a module's name
+    alphas: Mapping[str, float] = field(default_factory=dict)  # by the end of a module's name
     by_root: bool = False  # rank-stabilised: alpha / √rank
 
     def scale(self, module: str, *, rank: int, alpha: float | None) -> float:

@@ -17,7 +17,7 @@ from .job import Job, Progress
 T = TypeVar("T")
 
 POLL_S = 0.02  # how often the loop looks at the thread; bounds the delay of a finished request
-UPDATE_S = 1.0  # snapshots of one stage are at least this far apart; a new stage is told at once
+UPDATE_S = 1.0  # snapshots of one stage are this far apart; a new stage, and its first clip, are told at once
 
 
 class Running(Generic[T]):
@@ -43,7 +43,7 @@ class Running(Generic[T]):
             latest = self._latest
             if latest is not None and latest is not told:
                 due = time.monotonic() - told_at >= UPDATE_S
-                if told is None or latest.stage != told.stage or due:
+                if told is None or _headline(latest) != _headline(told) or due:
                     told, told_at = latest, time.monotonic()
                     yield latest
             await asyncio.sleep(POLL_S)
@@ -69,6 +69,10 @@ class Running(Generic[T]):
             raise Cancelled("the request was cancelled before it began")
         self.job.begin()
         return work(self.job)
+
+
+def _headline(progress: Progress) -> tuple[str, bool]:
+    return progress.stage, bool(progress.detail)
 
 
 class Worker:

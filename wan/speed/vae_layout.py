@@ -1,8 +1,10 @@
 """The VAE's networks on a GPU: channels last everywhere, and one kernel where diffusers' layers run seven.
 
-Goes with any loop over chunks: the layers keep the memory of earlier chunks where diffusers' do, in their order. The
-convolutions stay cuDNN's. In float32 the results agree with diffusers' to rounding; in bf16 they are closer to
-float32 than diffusers' own bf16, which rounds after every one of the seven.
+Goes with any loop over chunks: the layers keep the memory of earlier chunks where diffusers' do, in their order.
+The convolutions stay cuDNN's; where it has no good one for a width (96 channels in three dimensions: 257 TFLOP/s
+on an H200, the same as two-dimensional: 539), the three frames a pixel depends on are laid side by side as
+channels. In float32 the results agree with diffusers' to rounding; in bf16 they are closer to float32 than
+diffusers' own bf16, which rounds after every one of the seven.
 Letters: T frames, H W pixels, C channels; one video at a time.
 """
 
@@ -27,6 +29,8 @@ except ImportError:  # a torch without it: the plain functions serve
     triton = None
 
 MEMORY_FRAMES = 2  # a causal convolution over three frames looks back at two
+WINDOW = MEMORY_FRAMES + 1
+GOOD_CHANNELS = 64  # cuDNN's three-dimensional convolutions for Hopper take multiples of this
 TILE = 4096  # elements a program works on: 16-byte accesses for 128 threads, four of them each
 
 Memory = list[torch.Tensor | str | None]
@@ -44,22 +48,43 @@ def use_gpu_kernels(autoencoder: AutoencoderKLWan) -> AutoencoderKLWan:
         for plain, fast in FAST.items():
             if type(module) is plain:
                 module.__class__ = fast
+        if isinstance(module, FastCausalConv3d) and module.is_windowed:
+            flat = rearrange(module.weight.data, "o c t h w -> o (t c) h w")
+            module.register_buffer(
+                "flat_weight", flat.contiguous(memory_format=torch.channels_last), persistent=False
+            )
     return autoencoder
 
 
 class FastCausalConv3d(WanCausalConv3d):
     """Pads height and width inside the convolution, and only time by hand."""
 
+    flat_weight: torch.Tensor  # (C', 3 C, 3, 3): the weights of a windowed one
+
+    @property
+    def is_windowed(self) -> bool:
+        """Whether the three frames a pixel depends on are laid side by side as channels."""
+        return self.kernel_size == (3, 3, 3) and self.in_channels % GOOD_CHANNELS != 0
+
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
         missing = self._padding[4]
         if missing:
             x = with_memory(x, cache_x, frames=missing)
-        return self.convolve(x)
+        if self.is_windowed:
+            length = x.shape[2] - MEMORY_FRAMES
+            x = torch.cat([x[:, :, ahead : ahead + length] for ahead in range(WINDOW)], dim=1)
+        return self.convolve(x, self.bias)
 
-    def convolve(self, x: torch.Tensor) -> torch.Tensor:
-        """(1, C, T + what time takes, H, W) → (1, C', T, H, W), channels last."""
+    def convolve(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """(1, C, T + what time takes, H, W), or (1, 3 C, T, H, W) if windowed → (1, C', T, H, W), channels last."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        return F.conv3d(x, self.weight, self.bias, self.stride, (0, self._padding[2], self._padding[0]))
+        if self.is_windowed:
+            frames = F.conv2d(rearrange(x, "1 c t h w -> t c h w"), self.flat_weight, bias, padding=1)
+            return rearrange(frames, "t c h w -> 1 c t h w")
+        if self.kernel_size == (1, 1, 1):
+            rows = F.linear(rearrange(x, "1 c t h w -> t h w c"), self.weight[:, :, 0, 0, 0], bias)
+            return rearrange(rows, "t h w c -> 1 c t h w")
+        return F.conv3d(x, self.weight, bias, self.stride, (0, self._padding[2], self._padding[0]))
 
 
 class FastRmsNorm(WanRMS_norm):
@@ -75,7 +100,7 @@ class FastUpsample(WanUpsample):
     """Nearest neighbours need no float32: they are copies."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return nn.Upsample.forward(self, x)
+        return double_size(x)
 
 
 class FastResidualBlock(WanResidualBlock):
@@ -87,12 +112,15 @@ class FastResidualBlock(WanResidualBlock):
         assert feat_cache is not None and feat_idx is not None, "the video goes through in chunks"
         x = x.contiguous(memory_format=torch.channels_last_3d)
         shortcut = self.conv_shortcut(x)
+        bias = None  # cuDNN would add it in a pass of its own: whoever reads the result next adds it instead
         for norm, convolution in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
             slot = feat_idx[0]
-            x, feat_cache[slot] = norm_silu_remember(norm, x, feat_cache[slot])
-            x = convolution.convolve(x)
+            x, feat_cache[slot] = norm_silu_remember(
+                norm, x, feat_cache[slot], bias=bias, windowed=convolution.is_windowed
+            )
+            x, bias = convolution.convolve(x, None), convolution.bias
             feat_idx[0] += 1
-        return x.add_(shortcut)
+        return add_with_bias(x, shortcut, bias)
 
 
 class FastResample(WanResample):
@@ -111,7 +139,7 @@ class FastResample(WanResample):
             before = feat_cache[slot]
             stacked = with_memory(x, before if isinstance(before, torch.Tensor) else None, frames=MEMORY_FRAMES)
             feat_cache[slot] = stacked[:, :, -MEMORY_FRAMES:].clone()
-            both = self.time_conv.convolve(stacked)
+            both = self.time_conv.convolve(stacked, self.time_conv.bias)
             x = rearrange(both, "b (two c) t h w -> b t two h w c", two=2)
             x = rearrange(x.contiguous(), "b t two h w c -> b c (t two) h w")
         feat_idx[0] += 1
@@ -169,24 +197,68 @@ def norm_frames(norm: WanRMS_norm, x: torch.Tensor, *, silu: bool) -> torch.Tens
         return F.silu(normed) if silu else normed
     x = x.contiguous(memory_format=torch.channels_last_3d)
     out = torch.empty_like(x)
-    _launch(x, norm, out=out, old=None, new=None, frame_rows=0, silu=silu)
+    _launch(x, norm, out=out, old=None, new=None, bias=None, silu=silu, windowed=False)
     return out
 
 
 def norm_silu_remember(
-    norm: WanRMS_norm, x: torch.Tensor, before: torch.Tensor | str | None
+    norm: WanRMS_norm,
+    x: torch.Tensor,
+    before: torch.Tensor | str | None,
+    *,
+    bias: torch.Tensor | None = None,
+    windowed: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norm and SiLU of (1, C, T, H, W), two earlier frames in front; and its last two frames, for the next chunk."""
+    """Norm and SiLU of (1, C, T, H, W) with `bias` (C,) added, and what the next chunk has to know of it.
+
+    Returns (1, C, 2 + T, H, W), the two frames before it in front, or if `windowed` (1, 3 C, T, H, W), each
+    frame with the two before it as channels; and the last two frames, (1, C, 2, H, W).
+    """
     _, channels, length, height, width = x.shape
     old = before if isinstance(before, torch.Tensor) else None
     if x.device.type == "cpu" or triton is None:
-        stacked = with_memory(F.silu(_norm_plain(norm, x)), old, frames=MEMORY_FRAMES)
-        return stacked, stacked[:, :, -MEMORY_FRAMES:].clone()
+        biased = x if bias is None else x + bias.view(1, -1, 1, 1, 1)
+        stacked = with_memory(F.silu(_norm_plain(norm, biased)), old, frames=MEMORY_FRAMES)
+        new = stacked[:, :, -MEMORY_FRAMES:].clone()
+        if windowed:
+            stacked = torch.cat([stacked[:, :, ahead : ahead + length] for ahead in range(WINDOW)], dim=1)
+        return stacked, new
     like = {"dtype": x.dtype, "device": x.device, "memory_format": torch.channels_last_3d}
-    out = torch.empty((1, channels, MEMORY_FRAMES + length, height, width), **like)
+    shape = (WINDOW * channels, length) if windowed else (channels, MEMORY_FRAMES + length)
+    out = torch.empty((1, *shape, height, width), **like)
     new = torch.empty((1, channels, MEMORY_FRAMES, height, width), **like)
-    _launch(x, norm, out=out, old=old, new=new, frame_rows=height * width, silu=True)
+    _launch(x, norm, out=out, old=old, new=new, bias=bias, silu=True, windowed=windowed)
     return out, new
+
+
+def add_with_bias(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """x + other + bias, all (1, C, T, H, W) but the bias (C,). Channels last; may overwrite `x`."""
+    if x.device.type == "cpu" or triton is None or bias is None:
+        return x + other if bias is None else x + other + bias.view(1, -1, 1, 1, 1)
+    other = other.contiguous(memory_format=torch.channels_last_3d)
+    _add_kernel[(triton.cdiv(x.numel(), TILE),)](
+        x, other, bias, x.numel(), CHANNELS=x.shape[1], BLOCK=TILE, num_warps=8
+    )
+    return x
+
+
+def double_size(frames: torch.Tensor) -> torch.Tensor:
+    """(T, C, H, W) → (T, C, 2 H, 2 W), every pixel four times. Channels last."""
+    if frames.device.type == "cpu" or triton is None:
+        return F.interpolate(frames, scale_factor=2.0, mode="nearest-exact")
+    frames = frames.contiguous(memory_format=torch.channels_last)
+    length, channels, height, width = frames.shape
+    out = torch.empty(
+        (length, channels, 2 * height, 2 * width),
+        dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last,
+    )  # fmt: skip
+    block = triton.next_power_of_2(channels)
+    tile = max(1, TILE // block)
+    rows = length * height * width
+    _double_kernel[(triton.cdiv(rows, tile),)](
+        frames, out, rows, width, CHANNELS=channels, BLOCK=block, ROWS=tile, num_warps=4
+    )
+    return out
 
 
 def _norm_plain(norm: WanRMS_norm, x: torch.Tensor) -> torch.Tensor:
@@ -202,18 +274,21 @@ def _launch(
     out: torch.Tensor,
     old: torch.Tensor | None,
     new: torch.Tensor | None,
-    frame_rows: int,
+    bias: torch.Tensor | None,
     silu: bool,
+    windowed: bool,
 ) -> None:
-    channels = x.shape[1]
+    _, channels, length, height, width = x.shape
     block = triton.next_power_of_2(channels)
     tile = max(1, TILE // block)
-    rows = out.numel() // channels
+    frame = height * width
+    before = 0 if new is None else MEMORY_FRAMES * frame
+    rows = before + length * frame
     _norm_kernel[(triton.cdiv(rows, tile),)](
         x, out, x if old is None else old, x if new is None else new, norm.gamma,
-        rows, MEMORY_FRAMES * frame_rows, rows - MEMORY_FRAMES * frame_rows, norm.scale,
-        CHANNELS=channels, BLOCK=block, ROWS=tile, SILU=silu,
-        OLD=old is not None, NEW=new is not None, num_warps=4,
+        norm.gamma if bias is None else bias, rows, before, rows - before, frame, norm.scale,
+        CHANNELS=channels, BLOCK=block, ROWS=tile, SILU=silu, OLD=old is not None, NEW=new is not None,
+        BIAS=bias is not None, WINDOW=WINDOW if windowed else 1, num_warps=4,
     )  # fmt: skip
 
 
@@ -221,28 +296,69 @@ if triton is not None:
 
     @triton.jit
     def _norm_kernel(  # noqa: ANN202, PLR0913  a kernel's arguments are pointers and numbers
-        x, out, old, new, gamma, rows, before, keep_from, scale,  # noqa: ANN001
+        x, out, old, new, gamma, bias, rows, before, keep_from, frame, scale,  # noqa: ANN001
         CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr,  # noqa: N803
-        OLD: tl.constexpr, NEW: tl.constexpr,  # noqa: N803
+        OLD: tl.constexpr, NEW: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,  # noqa: N803
     ):  # fmt: skip
         """Rows of pixels, C channels each: the first `before` come from `old`, the others are normed from `x`.
 
-        Rows from `keep_from` on are written to `new` as well.
+        Rows from `keep_from` on are written to `new` as well. With a window, a row goes to the frames that see it.
         """
         row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
         lane = tl.arange(0, BLOCK)[None, :]
-        inside = (row < rows) & (lane < CHANNELS)
+        known = lane < CHANNELS
+        inside = (row < rows) & known
         fresh = row >= before
         value = tl.load(x + (row - before) * CHANNELS + lane, mask=inside & fresh, other=0.0).to(tl.float32)
+        if BIAS:
+            value += tl.load(bias + lane, mask=known, other=0.0).to(tl.float32)
         length = tl.sqrt(tl.sum(value * value, axis=1))[:, None]
-        weight = tl.load(gamma + lane, mask=lane < CHANNELS, other=0.0).to(tl.float32)
+        weight = tl.load(gamma + lane, mask=known, other=0.0).to(tl.float32)
         value = value / tl.maximum(length, 1e-12) * scale * weight
         if SILU:
             value = value / (1.0 + tl.exp(-value))
-        if OLD:
-            past = tl.load(old + row * CHANNELS + lane, mask=inside & (row < before), other=0.0).to(tl.float32)
+        if NEW:
+            past = tl.zeros_like(value)
+            if OLD:
+                earlier = inside & (row < before)
+                past = tl.load(old + row * CHANNELS + lane, mask=earlier, other=0.0).to(tl.float32)
             value = tl.where(fresh, value, past)
         result = value.to(out.dtype.element_ty)
-        tl.store(out + row * CHANNELS + lane, result, mask=inside)
+        if WINDOW == 1:
+            tl.store(out + row * CHANNELS + lane, result, mask=inside)
+        else:
+            for ahead in tl.static_range(WINDOW):
+                target = row - ahead * frame
+                seen = inside & (target >= 0) & (target < rows - before)
+                tl.store(out + (target * WINDOW + ahead) * CHANNELS + lane, result, mask=seen)
         if NEW:
             tl.store(new + (row - keep_from) * CHANNELS + lane, result, mask=inside & (row >= keep_from))
+
+    @triton.jit
+    def _add_kernel(  # noqa: ANN202
+        x, other, bias, count,  # noqa: ANN001
+        CHANNELS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        """In place."""
+        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        inside = place < count
+        value = tl.load(x + place, mask=inside).to(tl.float32)
+        value += tl.load(other + place, mask=inside).to(tl.float32)
+        value += tl.load(bias + place % CHANNELS, mask=inside).to(tl.float32)
+        tl.store(x + place, value.to(x.dtype.element_ty), mask=inside)
+
+    @triton.jit
+    def _double_kernel(  # noqa: ANN202
+        x, out, rows, width,  # noqa: ANN001
+        CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
+    ):  # fmt: skip
+        """A pixel read once is written four times. Rows of frames on end: no pixel crosses a frame's edge."""
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+        lane = tl.arange(0, BLOCK)[None, :]
+        inside = (row < rows) & (lane < CHANNELS)
+        value = tl.load(x + row * CHANNELS + lane, mask=inside)
+        first = (row // width) * 4 * width + (row % width) * 2
+        for down in tl.static_range(2):
+            for right in tl.static_range(2):
+                target = first + down * 2 * width + right
+                tl.store(out + target * CHANNELS + lane, value, mask=inside)

@@ -1,0 +1,1 @@
+"""People and whole-body poses from the official checkpoint's two networks, on a GPU."""

@@ -1,0 +1,153 @@
+"""The full backend: both verbs of preprocessing by the official checkpoint's YOLOv10m and ViTPose-H."""
+
+from collections.abc import Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import tee
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from ...wan.runtime.errors import NoPersonFound
+from ..backends import Estimate, People
+from ..keypoints import (
+    BODY,
+    LEFT_HIP,
+    LEFT_KNEE,
+    LEFT_SHOULDER,
+    NUM_KEYPOINTS,
+    RIGHT_HIP,
+    RIGHT_KNEE,
+    RIGHT_SHOULDER,
+)
+from ..subjects import LOOKS, body_colours, follow
+from .detector import Detections, IdentityTracker, PersonDetector
+from .vitpose import VitPose
+
+VERSION: Final = 1  # raise it when results change
+SURE_POINTS: Final = 7  # of the body, whose mean score says that somebody is there: as many as a head and shoulders have
+
+# Where shoulders, hips and knees are in the box of somebody who stands: share of its height, and of its width to each
+# side of the middle. Only for colours, which are compared with those from the same places of other boxes.
+JOINTS_IN_BOX: Final = (
+    (LEFT_SHOULDER, RIGHT_SHOULDER, 0.22),
+    (LEFT_HIP, RIGHT_HIP, 0.52),
+    (LEFT_KNEE, RIGHT_KNEE, 0.75),
+)
+BODY_IN_BOX: Final = 0.18
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TrackedPeople(People):
+    """People whom the detector's own tracker knows apart."""
+
+    identities: np.ndarray  # (M,) int64: the same number, the same person within a shot; −1 = not known
+
+
+class FullBackend:
+    """A `Backend` over two networks; a region is the middle of a box and half its sides. Serves one thread at a time.
+
+    The networks load when they are first used and stay until `release`.
+    """
+
+    def __init__(self, *, detector: Path, pose: Path, device: str) -> None:
+        """`detector` is yolov10m.onnx, `pose` the ViTPose-H folder or its .onnx file; `device` "cpu" or "cuda[:N]"."""
+        self._detector_path = detector
+        self._pose_path = pose
+        self._device = device
+        self._detector: PersonDetector | None = None
+        self._pose: VitPose | None = None
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The models and this code's version."""
+        return ("full", self._detector_path.name, self._pose_path.name, f"version {VERSION}")
+
+    def load(self) -> None:
+        """Load both networks now. Raises ModelFilesBroken, SetupFailed."""
+        if self._detector is None:
+            self._detector = PersonDetector(self._detector_path, device=self._device)
+        if self._pose is None:
+            self._pose = VitPose(self._pose_path, device=self._device)
+
+    def release(self) -> None:
+        """Free the memory of both networks; the next use loads them again."""
+        self._detector = self._pose = None
+
+    def find_people(self, frames: Iterable[np.ndarray]) -> Generator[People, None, None]:
+        """Everybody in each frame, (H, W, 3) uint8 RGB, in the frames' order, as `TrackedPeople`; close it to stop."""
+        if self._detector is None:
+            self._detector = PersonDetector(self._detector_path, device=self._device)
+        tracker = IdentityTracker()
+        seen, shown = tee(frames)
+        with closing(self._detector(seen)) as found:
+            for detections, frame in zip(found, shown, strict=True):
+                height, width = frame.shape[:2]
+                yield _people(frame, detections, tracker.follow(detections, height=height, width=width))
+
+    def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Estimate, None, None]:
+        """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
+        if self._pose is None:
+            self._pose = VitPose(self._pose_path, device=self._device)
+        seen, shown = tee(frames)
+        boxes = ((frame, box_of(region)) for frame, region in seen)
+        with closing(self._pose(boxes)) as poses:
+            for pose, (frame, region) in zip(poses, shown, strict=True):
+                yield Estimate(pose=pose, presence=presence_of(pose), looks=box_colours(frame, box_of(region)))
+
+    def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
+        """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
+
+        Raises NoPersonFound.
+        """
+        with closing(self.find_people([picture])) as found:
+            people = next(found)
+        size = (picture.shape[0], picture.shape[1])
+        track = follow([people], subject="largest", shots=np.zeros(1, int), frame_size=size, half=0)
+        if track is None:
+            raise NoPersonFound(
+                "no person was found in the picture: use one that shows a single person with head and upper body"
+            )
+        with closing(self.estimate_poses([(picture, track.regions[0])])) as estimates:
+            return next(estimates).pose
+
+
+def region_of(boxes: np.ndarray) -> np.ndarray:
+    """Boxes (…, 4) of corners → regions (…, 4): middle, and half of width and height, which is what a size is."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return np.concatenate([(low + high) / 2, (high - low) / 2], axis=-1).astype(np.float32)
+
+
+def box_of(region: np.ndarray) -> np.ndarray:
+    """A region (4,) → the corners of its box (4,) float32."""
+    middle, half = region[:2], np.abs(region[2:])
+    return np.concatenate([middle - half, middle + half]).astype(np.float32)
+
+
+def presence_of(pose: np.ndarray) -> float:
+    """How sure it is, 0…1, that a pose (133, 3) is somebody's: the mean score of its surest body points."""
+    return float(np.clip(np.sort(pose[BODY, 2])[-SURE_POINTS:].mean(), 0, 1))
+
+
+def box_colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """What somebody in a box (4,) looks like: (LOOKS,) float32, as `body_colours` of somebody who stands in it."""
+    (x0, y0, x1, y1) = box
+    pose = np.zeros((NUM_KEYPOINTS, 3), np.float32)
+    for left, right, down in JOINTS_IN_BOX:
+        y = y0 + down * (y1 - y0)
+        middle, across = (x0 + x1) / 2, BODY_IN_BOX * (x1 - x0)
+        pose[left], pose[right] = (middle + across, y, 1), (middle - across, y, 1)
+    return body_colours(frame, pose)
+
+
+def _people(frame: np.ndarray, detections: Detections, identities: np.ndarray) -> TrackedPeople:
+    count = len(identities)
+    looks = [box_colours(frame, box) for box in detections.boxes]
+    return TrackedPeople(
+        boxes=detections.boxes,
+        scores=detections.scores,
+        regions=region_of(detections.boxes),
+        looks=np.array(looks, np.float32).reshape(count, LOOKS),
+        identities=identities,
+    )
