@@ -9,8 +9,8 @@ OUT ?= out
 
 BIN = $(VENV)/bin
 CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)
-FETCH = "from pathlib import Path; from wan_animate.preprocess.embedded.models import fetch_models; \
-	fetch_models(Path('$(CACHE)'))"
+FETCH = "from pathlib import Path; from wan_animate.preprocess.embedded.models import ensure_models; \
+	ensure_models(Path('$(CACHE)'))"
 
 .PHONY: demo test check clean
 .DELETE_ON_ERROR:

@@ -23,7 +23,7 @@ TINY_TRANSFORMER = {
     "num_attention_heads": 2, "attention_head_dim": 16, "added_kv_proj_dim": 32, "ffn_dim": 64,
     "text_dim": 32, "freq_dim": 32, "image_dim": 32, "num_layers": 4, "inject_face_latents_blocks": 2,
     "motion_encoder_channel_sizes": {str(2**power): 2 for power in range(2, 10)},
-    "motion_style_dim": 16, "motion_dim": 4, "motion_encoder_dim": 16, "face_encoder_hidden_dim": 16,
+    "motion_encoder_size": 32, "motion_style_dim": 16, "motion_dim": 4, "motion_encoder_dim": 16, "face_encoder_hidden_dim": 16,
 }  # fmt: skip
 TINY_VAE = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 TEXT = {
@@ -37,10 +37,22 @@ IMAGE = {
 PACE = Pace(encode_s=0.5, condition_s=0.05, decode_s=0.04, step_linear_s=0.035, step_quadratic_s=0.0012)
 
 
-def build_random_14b(device: torch.device | str, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Models:
-    """All networks of the 14B engine on `device`, of random weights. About 50 GB in bf16."""
+def build_random_14b(
+    device: torch.device | str,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    *,
+    on_host: bool = False,
+) -> Models:
+    """All networks of the 14B engine for `device`, of random weights: about 48 GB in bf16.
+
+    `on_host`: transformer and encoders lie in host memory, for a plan that streams them. Drawn on the GPU all the
+    same, network by network.
+    """
     device = torch.device(device)
     transformer = random_transformer(device, dtype, seed=seed)
+    if on_host:
+        transformer.to("cpu")
     vae = random_vae(device, dtype, seed=seed)
     with torch.device("meta"):
         text = UMT5EncoderModel(UMT5Config(**TEXT))
@@ -48,9 +60,12 @@ def build_random_14b(device: torch.device | str, dtype: torch.dtype = torch.bflo
     text, image = text.to(dtype).to_empty(device=device), image.to(dtype).to_empty(device=device)
     positions = image.vision_model.embeddings if hasattr(image, "vision_model") else image.embeddings
     positions.position_ids = torch.arange(positions.num_positions, device=device)[None]
+    text.encoder.embed_tokens.weight = text.shared.weight  # tied; lost on the way from "meta"
     for network in (text, image):
         fill(network, seed=seed)
         network.requires_grad_(False).eval()
+        if on_host:
+            network.to("cpu")
     return Models(
         transformer=transformer,
         vae=VideoVae(vae),

@@ -170,7 +170,7 @@ def pose_at(time_s: float) -> Pose:
     return Pose(
         head=(yaw * degree, pitch * degree, roll * degree),
         lean=through(time_s, (0, 0), (0.5, -1.4), (1.0, 1.5), (1.5, -1.3), (2.0, 1.6), (2.5, -0.8)) * degree,
-        turn=through(time_s, (0, 2), (0.75, -1), (1.6, 5), (2.3, 4)) * degree,
+        turn=through(time_s, (0, 3), (0.75, 1), (1.6, 5), (2.3, 4)) * degree,
         arm=through(time_s, (0, 0), (0.5, 3), (1.0, -2), (1.5, 3), (2.0, -2), (2.5, 2)) * degree,
         breath=0.5 - 0.5 * np.cos(2 * turns + 0.6),
         shrug=float(np.exp(-(((time_s - 2.3) / 0.22) ** 2))),
@@ -179,8 +179,8 @@ def pose_at(time_s: float) -> Pose:
         lids=float(blink),
         camera=(
             217 + 3.0 * np.sin(turns + 0.4) + 1.2 * np.sin(3 * turns + 1) + 0.5 * np.sin(7 * turns),
-            213 + 2.0 * np.sin(2 * turns + 2) + 0.9 * np.sin(5 * turns),
-            412 - 10 * (0.5 - 0.5 * np.cos(turns)),
+            212 + 2.0 * np.sin(2 * turns + 2) + 0.9 * np.sin(5 * turns),
+            410 - 10 * (0.5 - 0.5 * np.cos(turns)),
             (0.45 * np.sin(turns + 1) + 0.15 * np.sin(4 * turns)) * degree,
         ),
     )
@@ -191,7 +191,7 @@ class Puppet:
 
     def __init__(self, portrait: np.ndarray) -> None:
         """portrait: (512, 512, 3) uint8 RGB."""
-        # The rows above her hair, mirrored back and forth: backdrop for when she moves away from the upper edge.
+        # The rows above her hair, mirrored back and forth: backdrop for when she moves away from the edge.
         above = np.pad(portrait[:CLEAR_ROWS], ((HEAD_ROOM, 0), (0, 0), (0, 0)), mode="symmetric")
         self.picture = np.concatenate([above[:HEAD_ROOM], portrait])
         size = portrait.shape[:2]

@@ -1,14 +1,14 @@
 """Driving poses and a reference pose in, the same motion on the reference's body out. Pure; knows no picture.
 
-Every bone of the driving person keeps its direction and takes the reference's length; the neck keeps its path,
-brought to the reference's scale and set down where the reference stands. Two steps: `measure` finds the
-proportions once, `apply_proportions` moves any number of poses. The rules are those of Wan2.2
-wan/modules/animate/preprocess/retarget_pose.py, which measures one frame and trusts every joint; here all frames
-are measured, and a joint that is not seen neither measures nor carries anything. T frames, J joints (the 133 and
-three means), all coordinates in pixels, x to the right, y down.
+Every bone of the driving person keeps its direction and takes the reference's length; the neck keeps its
+path, brought to the reference's scale and set down where the reference stands. Two steps: `measure` finds
+the proportions once, `apply_proportions` moves any number of poses. The rules are those of Wan2.2
+wan/modules/animate/preprocess/retarget_pose.py, which measures one frame and trusts every joint; here all
+frames are measured, and a joint that is not seen neither measures nor carries anything. T frames, J joints
+(the 133 and three means), B bones; all coordinates in pixels, x to the right, y down.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -61,8 +61,10 @@ class BoneKind:
 
     name: str
     bones: tuple[Bone, ...]
-    # Of two sides the larger, since a picture can only shorten a bone; of the head's small and noisy bones the mean.
-    merge: Callable[[np.ndarray], np.floating] = np.max
+    # A picture can only shorten a limb: the longest it gets over time is its length, and of two sides the
+    # larger ratio counts, as officially. A head that turns also lengthens its bones: there it is the usual
+    # length, and the mean.
+    head: bool = False
 
 
 BONES: Final = (  # a parent's bone before its child's
@@ -74,34 +76,41 @@ BONES: Final = (  # a parent's bone before its child's
     BoneKind(name="calves", bones=((RIGHT_KNEE, RIGHT_ANKLE), (LEFT_KNEE, LEFT_ANKLE))),
     BoneKind(name="feet", bones=((RIGHT_ANKLE, RIGHT_TOES), (LEFT_ANKLE, LEFT_TOES))),
     BoneKind(name="neck", bones=((NECK, NOSE),)),
-    BoneKind(name="eyes", bones=((NOSE, RIGHT_EYE), (NOSE, LEFT_EYE)), merge=np.mean),
-    BoneKind(name="ears", bones=((RIGHT_EYE, RIGHT_EAR), (LEFT_EYE, LEFT_EAR)), merge=np.mean),
+    BoneKind(name="eyes", bones=((NOSE, RIGHT_EYE), (NOSE, LEFT_EYE)), head=True),
+    BoneKind(name="ears", bones=((RIGHT_EYE, RIGHT_EAR), (LEFT_EYE, LEFT_EAR)), head=True),
 )
 KIND: Final = {kind.name: index for index, kind in enumerate(BONES)}
 ALL_BONES: Final = tuple((index, *bone) for index, kind in enumerate(BONES) for bone in kind.bones)
+HEAD_BONES: Final = np.array([BONES[kind].head for kind, _, _ in ALL_BONES])
+SIZE_BONES: Final = np.array([not BONES[kind].head and kind != KIND["feet"] for kind, _, _ in ALL_BONES])
 
 ANKLES: Final = (LEFT_ANKLE, RIGHT_ANKLE)
 HIPS: Final = (LEFT_HIP, RIGHT_HIP)
-REFERENCE_HEIGHTS: Final[tuple[Height, ...]] = ((NOSE, ANKLES), (NOSE, HIPS))
-HEIGHTS: Final[tuple[Height, ...]] = (*REFERENCE_HEIGHTS, (NECK, ANKLES), (NECK, HIPS))
-"""What a person's size is read from, best first. The official code knows the first two and else compares the
-pictures' areas, whatever size the people have in them; but somebody seen from behind has no nose."""
+OFFICIAL_HEIGHTS: Final[tuple[Height, ...]] = ((NOSE, ANKLES), (NOSE, HIPS))
+HEIGHTS: Final[tuple[Height, ...]] = (*OFFICIAL_HEIGHTS, (NECK, ANKLES), (NECK, HIPS))
+"""What two people's sizes are compared by, best first; without one that both show, by the bones that both
+show. The official code knows the first two (but somebody seen from behind has no nose), and else compares
+the pictures' areas, whatever size the people have in them."""
 
 LANDMARKS: Final = (NECK, NOSE, RIGHT_SHOULDER, LEFT_SHOULDER, RIGHT_HIP, LEFT_HIP, RIGHT_EYE, LEFT_EYE)
-"""What is put on the reference's where it does not stand in its picture, and what carries the body: best first."""
+"""Best first: what is put on the reference's where feet cannot be, and what carries the body."""
 
-MIN_HEIGHT: Final = 0.2  # of the seen body's larger side; somebody lying across the picture has no height
+UPRIGHT: Final = 0.5  # share of the way between its ends that a height must rise; who lies down has none
 MIN_LENGTH: Final = 1.0  # pixels; a shorter bone points at the camera and says nothing about its length
-RATIO_LIMITS: Final = (0.25, 4.0)  # of bones at equal height; beyond it the estimate is wrong, not the body
-STEADY_SHARE: Final = 0.1  # of the frames must show a height, or the next one is tried
-TYPICAL: Final = 1.25  # the frame to stand on shows the person within this factor of the usual size
+LONGEST: Final = 0.9  # quantile over time that counts as a limb's length, and as a height
+# Of the bones' lengths in one frame, against their longest: what counts as the body's size there. Some bones
+# are always foreshortened.
+SIZE_QUANTILE: Final = 0.75
+RATIO_LIMITS: Final = (1 / 3, 3.0)  # of bones at equal height; beyond it the estimate is wrong, not the body
+STEADY_SHARE: Final = 0.1  # of the frames must show a height or a landmark, or the next one is tried
+TYPICAL: Final = 1.25  # the frame to edit shows the person within this factor of the usual size
 FOOT_TO_CALF: Final = 0.5  # longest foot; official value
 SWAP_MARGIN: Final = 0.5  # hands change sides where that brings them nearer to the wrists than this share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EditedStances:
-    """Both people after an image model put them upright: lengths read from these poses are not foreshortened."""
+    """Both people after an image model put them upright: lengths read from these are not foreshortened."""
 
     driving: np.ndarray  # (133, 3) float32; of the frame that `stance_frame` names
     driving_size: Size
@@ -129,8 +138,8 @@ def retarget(
 ) -> tuple[np.ndarray, tuple[str, ...]]:
     """The motion of `poses`, (T, 133, 3) float32, on the body of `reference`, (133, 3) float32.
 
-    Returns poses in pixels of the reference picture, (T, 133, 3) float32, and what could not be measured, in words.
-    Points that are not seen come out with score 0.
+    Returns poses in pixels of the reference picture, (T, 133, 3) float32, and in words what could not be
+    measured. Points that are not seen come out with score 0.
     """
     proportions = measure(
         poses, reference, driving_size=driving_size, reference_size=reference_size, edited=edited
@@ -145,42 +154,44 @@ def measure(
     driving_size: Size,
     reference_size: Size,
     edited: EditedStances | None = None,
-    heights: Sequence[Height] = HEIGHTS,
+    official_size: bool = False,
 ) -> Proportions:
     """How the person in `poses`, (T, 133, 3), becomes the one in `reference`, (133, 3).
 
-    Lengths are medians over the frames that show them. One pose alone, with `heights=REFERENCE_HEIGHTS`, is the
-    official rule. With `edited`, lengths come from the edited stances, size and place still from the originals.
+    One pose alone with `official_size` is the official rule. With `edited`, lengths come from the edited
+    stances, size and place still from the originals.
     """
     driving, goal = _joints(poses), _joints(reference[None])[0]
-    scales = _scales(driving, goal, driving_size, reference_size, heights)
-    scale = float(np.nanmedian(scales))
-    goal = _at_scale(goal, reference_size, scale)
-    stance = driving[_steady_frame(driving, scales)]
     shown = _lengths(driving)
+    sizes = _sizes(shown)
+    lengths = _typical(shown / sizes[:, None])
+    scale = _scale_by_height(driving, goal, sizes, heights=OFFICIAL_HEIGHTS if official_size else HEIGHTS)
+    if scale is None:
+        scale = None if official_size else _scale_by_bones(lengths, _lengths(goal))
+    if scale is None:
+        scale = _scale_by_area(driving_size, reference_size)
+    goal = _at_scale(goal, reference_size, scale)
     if edited is None:
-        ratios = _lengths(goal) / _median(shown * (scale / scales)[:, None])
+        ratios = _lengths(goal) / lengths
     else:
-        ratios = _edited_ratios(stance, goal, edited, heights)
-    ratios, warnings = _completed(_merged(ratios), shown=_merged(_median(shown)))
+        ratios = _edited_ratios(driving[_steady_frame(driving, goal, sizes)], goal, edited)
+    ratios, warnings = _completed(_merged(ratios), shown=_merged(lengths))
     proportions = Proportions(lengths=ratios / scale, scale=scale, shift=np.zeros(2), warnings=warnings)
-    shift = _shift(stance, goal, proportions, driving_size, reference_size)
+    shift = _shift(driving, goal, proportions, driving_size, reference_size)
     return replace(proportions, shift=shift)
 
 
-def stance_frame(
-    poses: np.ndarray, reference: np.ndarray, *, driving_size: Size, reference_size: Size
-) -> int:
-    """Number of the frame that is set down on the reference: the earliest with most of the body, at its usual size.
+def stance_frame(poses: np.ndarray, reference: np.ndarray) -> int:
+    """Number of the frame, of (T, 133, 3), to edit for `EditedStances`.
 
-    It is also the one whose picture to edit for `EditedStances`.
+    It is the earliest of those that show most of what the reference shows of the body, at its usual size.
     """
-    driving, goal = _joints(poses), _joints(reference[None])[0]
-    return _steady_frame(driving, _scales(driving, goal, driving_size, reference_size, HEIGHTS))
+    driving = _joints(poses)
+    return _steady_frame(driving, _joints(reference[None])[0], _sizes(_lengths(driving)))
 
 
 def apply_proportions(poses: np.ndarray, proportions: Proportions) -> np.ndarray:
-    """Move poses, (T, 133, 3) float32 driving pixels, to the reference's body: (T, 133, 3) float32, its pixels."""
+    """Move poses, (T, 133, 3) float32 driving pixels, to the reference's body: (T, 133, 3), its pixels."""
     poses = with_hands_on_their_wrists(poses)
     old = _joints(poses)
     walk = _walk(old, proportions)
@@ -207,8 +218,8 @@ def apply_proportions(poses: np.ndarray, proportions: Proportions) -> np.ndarray
 def with_hands_on_their_wrists(poses: np.ndarray) -> np.ndarray:
     """Exchange the hands, (T, 133, 3) → the same, of frames where the estimator took one for the other.
 
-    Only where both wrists are seen and the seen hands lie much nearer to the other wrists than to their own. The
-    official code compares one hand with both wrists, even a hand that was not found.
+    Only where both wrists are seen and the seen hands lie much nearer to the other wrists than to their own.
+    The official code compares one hand with both wrists, even a hand that was not found.
     """
     own, crossed = np.zeros(len(poses)), np.zeros(len(poses))
     for wrist, other in ((LEFT_WRIST, RIGHT_WRIST), (RIGHT_WRIST, LEFT_WRIST)):
@@ -248,100 +259,115 @@ def _distance(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 def _at_scale(joints: np.ndarray, size: Size, scale: float) -> np.ndarray:
     """A reference's joints, (J, 3), in driving pixels."""
     height, width = size
-    # Reference accident: its scaled picture has whole pixels, so that both axes shrink a little. Kept, it is a pixel.
+    # Reference accident: its scaled picture has whole pixels, so both axes shrink a little. Kept: a pixel.
     return joints * [max(int(width * scale), 1) / width, max(int(height * scale), 1) / height, 1]
 
 
 # --- Measuring
 
 
-def _scales(
-    driving: np.ndarray, goal: np.ndarray, driving_size: Size, reference_size: Size, heights: Sequence[Height]
-) -> np.ndarray:
-    """Driving pixels to one reference pixel in every frame, (T,); NaN where a frame does not tell."""
-    by_height = _height_scales(driving, goal, heights)
-    if by_height is not None:
-        return by_height
-    return np.full(len(driving), np.sqrt(np.prod(driving_size) / np.prod(reference_size)))
+def _sizes(shown: np.ndarray) -> np.ndarray:
+    """How large the driving person appears in every frame, (T,), beside the usual; NaN where no bone tells.
+
+    `shown` is (T, B) lengths. Somebody may come nearer, but also crouch: that does not count.
+    """
+    bones = shown[:, SIZE_BONES] if np.isfinite(shown[:, SIZE_BONES]).any() else shown
+    share = bones / _quantile(bones, LONGEST)
+    sizes = _quantile(share.T, SIZE_QUANTILE)
+    if not np.isfinite(sizes).any():
+        return np.ones(len(shown))
+    return sizes / np.nanmedian(sizes)
 
 
-def _height_scales(driving: np.ndarray, goal: np.ndarray, heights: Sequence[Height]) -> np.ndarray | None:
-    """The same by the first height that the reference and enough frames show, None without one."""
+def _typical(lengths: np.ndarray) -> np.ndarray:
+    """(T, B) lengths at one size → (B,) what counts as each bone's length; NaN where it is never shown."""
+    return np.where(HEAD_BONES, _quantile(lengths, 0.5), _quantile(lengths, LONGEST))
+
+
+def _quantile(columns: np.ndarray, share: float) -> np.ndarray:
+    """(T, n) → (n,): a quantile of what is there, NaN where nothing is."""
+    known = [column[np.isfinite(column)] for column in columns.T]
+    return np.array([np.quantile(column, share) if len(column) else np.nan for column in known])
+
+
+def _scale_by_height(
+    driving: np.ndarray, goal: np.ndarray, sizes: np.ndarray, *, heights: Sequence[Height]
+) -> float | None:
+    """Driving pixels to one reference pixel, by the first height that both show often enough."""
     for height in heights:
-        theirs, own = _height(driving, height), _height(goal[None], height)[0]
+        theirs, own = _height(driving, height) / sizes, _height(goal[None], height)[0]
         if np.isfinite(own) and np.isfinite(theirs).mean() >= STEADY_SHARE:
-            return theirs / own
+            return float(_quantile(theirs[:, None], LONGEST)[0] / own)
     return None
 
 
+def _scale_by_bones(driving: np.ndarray, goal: np.ndarray) -> float | None:
+    """The same by the bones, (B,), that both show."""
+    scales = driving / goal
+    return float(np.nanmedian(scales)) if np.isfinite(scales).any() else None
+
+
+def _scale_by_area(driving_size: Size, reference_size: Size) -> float:
+    """The same by the pictures' areas, which is a guess."""
+    return float(np.sqrt(np.prod(driving_size) / np.prod(reference_size)))
+
+
 def _height(joints: np.ndarray, height: Height) -> np.ndarray:
-    """(T,) pixels from a joint down to the middle of two; NaN where hidden, or too little beside the body."""
-    top, bottom = height
-    rise = np.full(len(joints), np.nan)
-    for frame, pose in enumerate(joints):
-        seen = pose[pose[:, 2] >= VISIBLE, :2]
-        if pose[[top, *bottom], 2].min() >= VISIBLE:
-            down = abs(pose[list(bottom), 1].mean() - pose[top, 1])
-            if down >= max(MIN_HEIGHT * np.ptp(seen, axis=0).max(), MIN_LENGTH):
-                rise[frame] = down
-    return rise
+    """(T,) pixels from a joint down to the middle of two; NaN where hidden, or more across than down."""
+    top, (first, second) = height
+    middle = (joints[:, first] + joints[:, second]) / 2
+    rise = np.abs(middle[:, 1] - joints[:, top, 1])
+    seen = (joints[:, [top, first, second], 2] >= VISIBLE).all(axis=1)
+    upright = rise >= np.maximum(UPRIGHT * _distance(middle, joints[:, top]), MIN_LENGTH)
+    return np.where(seen & upright, rise, np.nan)
 
 
 def _lengths(joints: np.ndarray) -> np.ndarray:
-    """Lengths of all bones, (…, J, 3) → (…, len(ALL_BONES)); NaN where an end is hidden or both coincide."""
+    """Lengths of all bones, (…, J, 3) → (…, B); NaN where an end is hidden or both coincide."""
     start, end = (joints[..., [bone[side] for bone in ALL_BONES], :] for side in (1, 2))
     length = _distance(start, end)
     seen = np.minimum(start[..., 2], end[..., 2]) >= VISIBLE
     return np.where(seen & (length >= MIN_LENGTH), length, np.nan)
 
 
-def _median(columns: np.ndarray) -> np.ndarray:
-    """(T, n) → (n,): the median of what is there, NaN where nothing is."""
-    known = [column[np.isfinite(column)] for column in columns.T]
-    return np.array([np.median(column) if len(column) else np.nan for column in known])
-
-
 def _merged(values: np.ndarray) -> np.ndarray:
-    """A value a bone, (len(ALL_BONES),) → one a kind, (len(BONES),); NaN where neither side has one."""
+    """A value a bone, (B,) → one a kind, (len(BONES),); NaN where neither side has one."""
     merged = np.full(len(BONES), np.nan)
     for index, kind in enumerate(BONES):
         sides = values[[bone[0] == index for bone in ALL_BONES]]
         sides = sides[np.isfinite(sides)]
         if len(sides):
-            merged[index] = kind.merge(sides)
+            merged[index] = sides.mean() if kind.head else sides.max()
     return merged
 
 
 def _completed(ratios: np.ndarray, *, shown: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Ratios a kind within limits, unknown ones like the shoulders'; and words, where the video shows such bones."""
+    """Ratios within limits, unknown ones like the shoulders'; and words, where the video shows such bones."""
     unknown = ~np.isfinite(ratios)
     shoulders = ratios[KIND["shoulders"]]
     complete = np.where(unknown, shoulders if np.isfinite(shoulders) else 1.0, ratios)
     missing = [kind.name for kind, lost in zip(BONES, unknown & np.isfinite(shown), strict=True) if lost]
-    warnings = (
-        f"the reference picture does not show some bones clearly, their lengths follow its shoulders: "
-        f"{', '.join(missing)}",
-    )
-    return np.clip(complete, *RATIO_LIMITS), warnings if missing else ()
+    names = ", ".join(missing)
+    warning = f"the reference picture does not show {names} clearly: their lengths follow its shoulders"
+    return np.clip(complete, *RATIO_LIMITS), (warning,) if missing else ()
 
 
-def _edited_ratios(
-    stance: np.ndarray, goal: np.ndarray, edited: EditedStances, heights: Sequence[Height]
-) -> np.ndarray:
-    """Bone ratios, (len(ALL_BONES),), from both edited stances. `stance` and `goal` are the originals, (J, 3).
+def _edited_ratios(stance: np.ndarray, goal: np.ndarray, edited: EditedStances) -> np.ndarray:
+    """Bone ratios, (B,), from both edited stances. `stance` and `goal`, (J, 3) driving pixels, are unedited.
 
-    Without a height to compare, the editing model's own change of scale is read from heads and shoulders.
+    Without an official height to compare, the editing model's own change of scale is read from heads and
+    shoulders.
     """
     driving, model = _joints(edited.driving[None]), _joints(edited.reference[None])[0]
     lengths = _lengths(driving[0])
-    scales = _height_scales(driving, model, heights)
-    if scales is not None:
-        return _lengths(_at_scale(model, edited.reference_size, float(scales[0]))) / lengths
+    scale = _scale_by_height(driving, model, np.ones(1), heights=OFFICIAL_HEIGHTS)
+    if scale is not None:
+        return _lengths(_at_scale(model, edited.reference_size, scale)) / lengths
     return _lengths(model) * _zoom(goal, model) / (lengths * _zoom(stance, driving[0]))
 
 
 def _zoom(original: np.ndarray, edited: np.ndarray) -> float:
-    """How much larger a person, (J, 3), is in the original than in the edited picture; 1 where nothing tells."""
+    """How much larger a person, (J, 3), is in the original than after editing; 1 where nothing tells."""
     both = np.minimum(original[:, 2], edited[:, 2]) >= VISIBLE
     head = [joint for joint in range(HEAD.start, HEAD.stop) if both[joint]]
     widths = [(np.ptp(original[head, 0]), np.ptp(edited[head, 0]))] if head else []
@@ -354,45 +380,49 @@ def _zoom(original: np.ndarray, edited: np.ndarray) -> float:
 # --- Placing
 
 
-def _steady_frame(driving: np.ndarray, scales: np.ndarray) -> int:
-    """The earliest frame that shows most of what a body stands on, of those that show it at its usual size."""
-    known = np.nan_to_num(scales, nan=np.inf)
-    typical = np.abs(np.log(known / np.nanmedian(scales))) <= np.log(TYPICAL)
+def _steady_frame(driving: np.ndarray, goal: np.ndarray, sizes: np.ndarray) -> int:
+    """The earliest frame that shows most of what the reference shows of a body, at its usual size."""
+    typical = np.abs(np.log(np.nan_to_num(sizes, nan=np.inf))) <= np.log(TYPICAL)
     if not typical.any():  # an even number of frames, half of them near and half of them far
-        typical = np.isfinite(scales)
-    shown = (driving[:, [NECK, *HIPS, *ANKLES], 2] >= VISIBLE).sum(axis=1)
+        typical = np.isfinite(sizes)
+    needed = [joint for joint in (NECK, *HIPS, *ANKLES) if goal[joint, 2] >= VISIBLE]
+    shown = (driving[:, needed, 2] >= VISIBLE).sum(axis=1)
     return int(np.argmax(np.where(typical, shown, -1)))
 
 
 def _shift(
-    stance: np.ndarray, goal: np.ndarray, proportions: Proportions, driving_size: Size, reference_size: Size
+    driving: np.ndarray, goal: np.ndarray, proportions: Proportions, driving_size: Size, reference_size: Size
 ) -> np.ndarray:
-    """What to add to the moved stance, (2,) reference pixels, so that it stands where the reference does.
+    """What to add to moved poses, (2,) reference pixels, so that they stand where the reference does.
 
-    `stance` and `goal` are (J, 3) driving pixels. Feet on the same ground where both stand in their pictures, else
-    neck on neck, or another landmark that both show; the pictures' middles where they share none.
+    `driving` (T, J, 3) and `goal` (J, 3) are in driving pixels. Feet on the same ground where both stand in
+    their pictures, else neck on neck, or another landmark that both show; the pictures' middles where they
+    share none. It is the median over time: the official code does it by the first frame alone, and who walks
+    on from there leaves the picture.
     """
-    moved = _walk(stance[None], proportions).places[0]
+    moved = _walk(driving, proportions).places
     target = goal[:, :2] / proportions.scale
-    reference_height = reference_size[0] * proportions.scale
-    if _stands(stance, driving_size[0]) and _stands(goal, reference_height):
-        middle = target[list(HIPS), 0].mean() - moved[list(HIPS), 0].mean()
+    standing = _stands(driving, driving_size[0])
+    if _stands(goal[None], reference_size[0] * proportions.scale)[0] and standing.mean() >= STEADY_SHARE:
+        across = target[list(HIPS), 0].mean() - moved[standing][:, HIPS, 0].mean(axis=1)
         # Reference accident: the driving ankles come down on the middle of the reference's feet. Kept.
-        return np.array([middle, _ground(goal) / proportions.scale - moved[list(ANKLES), 1].max()])
+        down = _ground(goal) / proportions.scale - moved[standing][:, ANKLES, 1].max(axis=1)
+        return np.array([np.median(across), np.median(down)])
     for joint in LANDMARKS:
-        if min(stance[joint, 2], goal[joint, 2]) >= VISIBLE:
-            return target[joint] - moved[joint]
+        seen = driving[:, joint, 2] >= VISIBLE
+        if goal[joint, 2] >= VISIBLE and seen.mean() >= STEADY_SHARE:
+            return np.median(target[joint] - moved[seen, joint], axis=0)
     return np.array(reference_size[::-1]) / 2 - np.array(driving_size[::-1]) / 2 / proportions.scale
 
 
-def _stands(joints: np.ndarray, height: float) -> bool:
-    """Whether hips and ankles of a pose, (J, 3), are seen above the lower edge of a picture of that height."""
-    needed = joints[[*HIPS, *ANKLES]]
-    return bool((needed[:, 2] >= VISIBLE).all() and (needed[:, 1] <= height).all())
+def _stands(joints: np.ndarray, height: float) -> np.ndarray:
+    """(T,) whether hips and ankles of poses, (T, J, 3), are seen in a picture of that height."""
+    needed = joints[:, [*HIPS, *ANKLES]]
+    return ((needed[..., 2] >= VISIBLE) & (needed[..., 1] <= height)).all(axis=1, keepdims=True)[:, 0]
 
 
 def _ground(joints: np.ndarray) -> float:
-    """y of the lower foot of a pose, (J, 3): halfway between ankle and toes, the ankle where toes are hidden."""
+    """y of a pose's lower foot, (J, 3): halfway from ankle to toes, or the ankle where toes are hidden."""
     feet = []
     for ankle, toes in ((LEFT_ANKLE, LEFT_TOES), (RIGHT_ANKLE, RIGHT_TOES)):
         tip = toes if joints[toes, 2] >= VISIBLE else ankle
@@ -407,7 +437,7 @@ def _ground(joints: np.ndarray) -> float:
 class _Walk:
     """Where joints went, reference pixels without the shift; all (T, J, 2).
 
-    `held` is what a joint gives the next one to hang from: itself, or where it is hidden what it hangs from itself.
+    `held` is what a joint gives the next one to hang from: itself, or where it is hidden, what it hangs from.
     """
 
     places: np.ndarray

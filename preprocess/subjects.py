@@ -15,7 +15,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .backends import REGION, People
 from .keypoints import FEET, VISIBLE
-from .looks import looks_cost, mean_looks
+from .looks import UNKNOWN, looks_cost, mean_looks
 from .smoothing import fill_gaps, smooth_track, spans
 
 Subject = Literal["largest", "leftmost", "rightmost", "center"]
@@ -221,14 +221,20 @@ class Strand:
     seen: int  # when last seen, counted in frames looked at
     pace: np.ndarray = field(default_factory=lambda: np.zeros(REGION))  # change of the region a frame, of late
 
-    def costs(self, frame: int, found: People) -> np.ndarray:
-        """How badly each of the people fits as the continuation, (M,); infinite where it cannot be."""
+    def costs(self, frame: int, found: People, *, alone: bool) -> np.ndarray:
+        """How badly each of the people fits as the continuation, (M,); infinite where it cannot be.
+
+        `alone`: nobody else is about, so that looks, which a turn or a patterned suit changes, decide nothing.
+        """
         gap = frame - self.frames[-1]
         expected = self.regions[-1] + self.pace * min(gap, FORECAST_FRAMES)
         size = _size(self.regions[-1])
         move = np.linalg.norm(found.regions[:, :2] - expected[:2], axis=1) / size
         change = np.linalg.norm(found.regions[:, 2:] - expected[2:], axis=1) / size
-        total = move + change / 2 + looks_cost(found.looks, self.looks) + DOUBT * (1 - found.scores)
+        looks = looks_cost(found.looks, self.looks)
+        if alone:
+            looks = np.minimum(looks, UNKNOWN)
+        total = move + change / 2 + looks + DOUBT * (1 - found.scores)
         possible = (move <= MOVE + MOVE_A_FRAME * (gap - 1)) & (change <= MAX_CHANGE) & (total <= MAX_COST)
         return np.where(possible, total, np.inf)
 
@@ -267,7 +273,8 @@ def find_strands(people: Sequence[People | None], shots: np.ndarray) -> list[Str
 def _assign(waiting: list[Strand], frame: int, found: People) -> Iterable[tuple[Strand, int]]:
     if not waiting or not len(found):
         return
-    costs = np.stack([strand.costs(frame, found) for strand in waiting])
+    alone = len(waiting) == 1 and len(found) == 1
+    costs = np.stack([strand.costs(frame, found, alone=alone) for strand in waiting])
     rows, columns = linear_sum_assignment(np.where(np.isfinite(costs), costs, IMPOSSIBLE))
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         if np.isfinite(costs[row, column]):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 import torch
-from wan_animate.wan.animator import Animator, announce
+from wan_animate.wan.animator import Animator
 from wan_animate.wan.clips import plan_clips
 from wan_animate.wan.conditions import Conditions, Scene
 from wan_animate.wan.model.smoke import build_smoke_models
@@ -202,7 +202,8 @@ def test_the_negative_prompt_counts_only_with_guidance(models):
 def test_a_prompt_that_is_cut_off_is_said(models):
     job = Job()
     make(models, NoiseSource(num_frames=1), replace(SHORT, prompt="dance " * 200), job)
-    assert any("longer than the model reads" in warning for warning in job.warnings)
+    (warning,) = job.warnings
+    assert warning == "input_prompt is longer than the 512 tokens the model reads; its end has no effect"
 
 
 # Progress
@@ -211,7 +212,7 @@ def test_a_prompt_that_is_cut_off_is_said(models):
 def test_progress_names_clip_and_step(models):
     seen: list[Progress] = []
     job = Job(on_progress=seen.append)
-    announce(job, models, SHORT, num_frames=6, height=HEIGHT, width=WIDTH)
+    Animator(models).announce(job, SHORT, num_frames=6, height=HEIGHT, width=WIDTH)
     make(models, NoiseSource(num_frames=6), job=job)
     assert list(dict.fromkeys(progress.stage for progress in seen)) == ENGINE_STAGES
     details = [progress.detail for progress in seen if progress.stage == "clip.denoise" and progress.detail]
@@ -224,7 +225,7 @@ def test_progress_names_clip_and_step(models):
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 def test_what_is_announced_is_what_is_done(models, guidance):
     job, sampling = Job(), replace(SHORT, guidance=guidance)
-    announce(job, models, sampling, num_frames=9, height=HEIGHT, width=WIDTH)
+    Animator(models).announce(job, sampling, num_frames=9, height=HEIGHT, width=WIDTH)
     announced = {name: ledger.total for name, ledger in job._ledgers.items()}
     make(models, NoiseSource(num_frames=9), sampling, job)
     assert {name: ledger.done for name, ledger in job._ledgers.items()} == announced

@@ -238,7 +238,9 @@ def test_every_way_of_giving_a_file_works(files, server, tmp_path, monkeypatch):
         assert AppInput.model_validate(files | {"driving_video": given}).driving_video.path == local
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the SDK leaves its socket open
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # the SDK leaves its socket open
 def test_a_dead_address_is_one_sentence_without_its_signature(files, server, tmp_path, monkeypatch):
     monkeypatch.setenv("FILE_CACHE_DIR", str(tmp_path / "cache"))
     for dead in (f"{server}/gone.mp4?signature=secret", "http://127.0.0.1:9/x.mp4?signature=secret"):

@@ -21,6 +21,7 @@ from wan_animate.wan.model.device import usable_gpu
 from wan_animate.wan.model.load import (
     INDEX,
     LoadProgress,
+    check_gpu,
     converted,
     load_image_encoder,
     load_models,
@@ -136,6 +137,15 @@ def published(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         name: (BLUR * BLUR.T / 64).to(dtype) for name in motion_encoder_shapes() if is_constant(name)
     }
     return dict(sorted((tensors | constants_of_it).items()))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Layers this small take ten times as long when threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -511,6 +521,14 @@ def test_a_setup_fetches_and_loads_everything(sound, encoders, tmp_path, monkeyp
 def test_the_14b_model_without_a_gpu_names_the_way_out(tmp_path):
     with pytest.raises(NoUsableGpu, match=r'needs a CUDA GPU .*\{"model": "smoke"\}'):
         load_models("wan2.2-animate-14b", cache_dir=tmp_path)
+
+
+def test_a_gpu_that_is_too_small_is_said_before_anything_is_fetched():
+    check_gpu(42_000_000_000, name="NVIDIA A100-PCIE-40GB")
+    with pytest.raises(
+        NoUsableGpu, match=r"needs a GPU of 38 GB and the Some GPU has 25 GB: use a larger one"
+    ):
+        check_gpu(25_300_000_000, name="Some GPU")
 
 
 def test_a_precision_to_come_is_said_before_anything_is_fetched(tmp_path):

@@ -57,6 +57,15 @@ class Dice:
         return torch.randn(*shape, generator=self._generator) * scale
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Layers this small take ten times as long when threads wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
 def built() -> AnimateTransformer:
     dice, network = Dice(0), AnimateTransformer(**CONFIG)
@@ -389,6 +398,11 @@ def test_compiled_blocks_keep_one_graph_for_each_state(network, shapes):
         assert torch.equal(run(network), changed if strength else plain)
         graphs.append(counter.frame_count)
     assert graphs == [1, 2, 2, 2]  # one for all blocks, one more with branches, none for going back and forth
+    both = [(lora, 1.0), (understand(peft(pairs(2)), shapes=shapes, source="y"), 1.0)]
+    for wanted in (both, both[:1], both, []):  # another rank is another state
+        switch.set(wanted)
+        run(network)
+    assert counter.frame_count == 3
     torch._dynamo.reset()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from wan_animate.__main__ import EXIT_BAD_INPUT, EXIT_CANCELLED, EXIT_FAILED, main
+from wan_animate.preprocess.embedded.models import FOLDER, ensure_models
 from wan_animate.wan.media.probe import probe_video
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,8 +26,14 @@ SMALL = {
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
-    """A folder with input.json, setup.json and the media beside them."""
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with input.json, setup.json and the media beside them, and an empty cache but for the models."""
+    users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    ensure_models(users_cache)
+    models = tmp_path / "cache" / FOLDER
+    models.parent.mkdir(parents=True)
+    models.symlink_to(users_cache / FOLDER)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("driving.mp4", "reference.jpg"):
         (tmp_path / name).symlink_to(EXAMPLES / name)
     (tmp_path / "setup.json").write_text(json.dumps(SMOKE))

@@ -253,6 +253,13 @@ def test_a_full_disk_is_said_before_the_first_byte(hub, tmp_path):
     assert hub.bodies("config.json") == 0
 
 
+def test_a_cache_that_cannot_be_written_is_one_sentence(hub, tmp_path):
+    (tmp_path / "models--maker--model").mkdir()
+    (tmp_path / "models--maker--model" / "blobs").write_text("a file where a folder belongs")
+    with pytest.raises(ModelFilesBroken, match=r"cannot be written to .* set HF_HOME"):
+        get(hub, tmp_path)
+
+
 GATED = weights(gated=True, licence="Some Non-Commercial License")
 
 

@@ -74,21 +74,31 @@ class Animator:
                 pixels, tail = self._decode(latents, clip, sampling.overlap, job)
                 stage.advance(detail=name)
             yield pixels
+            del pixels  # the caller's now: not to be held while the next clip is made
 
     def announce(self, job: Job, sampling: Sampling, *, num_frames: int, height: int, width: int) -> None:
         """Tell the job what `frames` is going to do, with rough seconds. Height and width in pixels."""
-        announce(job, self.models, sampling, num_frames=num_frames, height=height, width=width)
+        pace, passes = self.models.pace, 2 if sampling.guided else 1
+        clips = len(plan_clips(num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap))
+        megapixels = sampling.clip_len * height * width / 1e6
+        token = SPACE_STRIDE * PATCH  # pixels a side
+        tokens = (latent_frames(sampling.clip_len) + 1) * (height // token) * (width // token)
+        job.expect("encode_text", passes, seconds_a_unit=pace.encode_s)
+        job.expect("encode_image", 1, seconds_a_unit=pace.encode_s)
+        job.expect("clip.condition", clips, seconds_a_unit=pace.condition_s * megapixels)
+        job.expect("clip.denoise", clips * sampling.steps, seconds_a_unit=passes * pace.step_s(tokens))
+        job.expect("clip.decode", clips, seconds_a_unit=pace.decode_s * megapixels)
 
     def _open_request(self, source: ClipSource, sampling: Sampling, job: Job, *, noise: Noise) -> Request:
         models, device = self.models, self.models.device
+        prompts = {"input_prompt": sampling.prompt}
+        if sampling.guided:
+            prompts["n_prompt"] = sampling.negative_prompt
         texts = []
-        prompts = [sampling.prompt, sampling.negative_prompt] if sampling.guided else [sampling.prompt]
         with job.stage("encode_text", total=len(prompts)) as stage:
-            for prompt in prompts:
+            for name, prompt in prompts.items():
                 if not models.text_encoder.fits(prompt):
-                    job.warn(
-                        f"the prompt {prompt[:30]!r}… is longer than the model reads; its end has no effect"
-                    )
+                    job.warn(f"{name} is longer than the 512 tokens the model reads; its end has no effect")
                 texts.append(models.text_encoder(prompt).to(device))
                 stage.advance()
         with job.stage("encode_image", total=1) as stage:
@@ -158,22 +168,6 @@ class Animator:
             frames.append(to_frames(pixels))
             tail = (pixels if tail is None else torch.cat([tail, pixels], dim=2))[:, :, -overlap:]
         return np.concatenate(frames)[clip.fresh], tail
-
-
-def announce(
-    job: Job, models: Models, sampling: Sampling, *, num_frames: int, height: int, width: int
-) -> None:
-    """Tell the job what `Animator.frames` is going to do, with rough seconds. Height and width in pixels."""
-    pace, passes = models.pace, 2 if sampling.guided else 1
-    clips = len(plan_clips(num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap))
-    megapixels = sampling.clip_len * height * width / 1e6
-    token = SPACE_STRIDE * PATCH
-    tokens = (latent_frames(sampling.clip_len) + 1) * (height // token) * (width // token)
-    job.expect("encode_text", passes, seconds_a_unit=pace.encode_s)
-    job.expect("encode_image", 1, seconds_a_unit=pace.encode_s)
-    job.expect("clip.condition", clips, seconds_a_unit=pace.condition_s * megapixels)
-    job.expect("clip.denoise", clips * sampling.steps, seconds_a_unit=passes * pace.step_s(tokens))
-    job.expect("clip.decode", clips, seconds_a_unit=pace.decode_s * megapixels)
 
 
 def _check_conditions(conditions: Conditions, clip: Clip, source: ClipSource) -> None:

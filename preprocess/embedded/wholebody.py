@@ -17,10 +17,12 @@ from ..keypoints import (
     HEAD,
     LEFT_EYE,
     LEFT_HAND,
+    LEFT_WRIST,
     NOSE,
     NUM_KEYPOINTS,
     RIGHT_EYE,
     RIGHT_HAND,
+    RIGHT_WRIST,
 )
 
 BODY_POINTS: Final = 33  # mediapipe pose_landmark
@@ -47,6 +49,9 @@ NOSE_LINE: Final = (168, 197, 5, 4, 98, 97, 2, 326, 327)
 EYES: Final = (33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380)
 OUTER_LIPS: Final = (61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181)
 INNER_LIPS: Final = (78, 82, 13, 312, 308, 317, 14, 87)
+MIDDLE_KNUCKLE: Final = 9  # of a hand's 21 points; 0 is the wrist
+NEAR_WRIST: Final = 0.3  # palms between body's and hand's wrist: up to here the body's is kept, …
+FAR_WRIST: Final = 0.9  # … from here on the hand's is taken
 HEAD_IN_MESH: Final = [NOSE, LEFT_EYE, RIGHT_EYE]
 MESH_OF_HEAD: Final = ((4,), (362, 263), (33, 133))  # tip of the nose; corners of the person's left and right eye
 INSIDE_FACE: Final = (*BROWS, *NOSE_LINE, *EYES, *OUTER_LIPS, *INNER_LIPS)
@@ -94,11 +99,21 @@ def whole_body(
         pose[FACE, :2], pose[FACE, 2] = face_points(face.points), face.score
         # The mesh is three times as steady as the body network, and puts them at the same places.
         pose[HEAD_IN_MESH, :2] = [face.points[list(points)].mean(axis=0) for points in MESH_OF_HEAD]
-    for target, hand in ((LEFT_HAND, left_hand), (RIGHT_HAND, right_hand)):
+    for target, wrist, hand in ((LEFT_HAND, LEFT_WRIST, left_hand), (RIGHT_HAND, RIGHT_WRIST, right_hand)):
         if hand is not None:
             pose[target, :2], pose[target, 2] = hand.points, hand.score
+            pose[wrist] = _wrist(pose[wrist], hand)
     pose[~inside(pose[:, :2], frame_size), 2] = 0.0
     return pose
+
+
+def _wrist(wrist: np.ndarray, hand: Part) -> np.ndarray:
+    """The body's wrist (3,), drawn to the hand's own where the two lie far apart: the hand network sees it larger."""
+    palm = max(float(np.linalg.norm(hand.points[MIDDLE_KNUCKLE] - hand.points[0])), 1e-6)
+    apart = float(np.linalg.norm(hand.points[0] - wrist[:2])) / palm
+    share = float(np.clip((apart - NEAR_WRIST) / (FAR_WRIST - NEAR_WRIST), 0, 1))
+    place = wrist[:2] + share * (hand.points[0] - wrist[:2])
+    return np.array([*place, max(wrist[2], share * hand.score)], np.float32)
 
 
 def head_is_credible(points: np.ndarray, frame_size: tuple[int, int]) -> bool:

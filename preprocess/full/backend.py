@@ -21,7 +21,8 @@ from ..keypoints import (
     RIGHT_KNEE,
     RIGHT_SHOULDER,
 )
-from ..subjects import LOOKS, body_colours, follow
+from ..looks import LOOKS, body_colours
+from ..subjects import follow
 from .detector import Detections, IdentityTracker, PersonDetector
 from .vitpose import VitPose
 

@@ -9,7 +9,7 @@ import re
 
 try:
     import ftfy
-except ModuleNotFoundError:  # until it is pinned
+except ModuleNotFoundError:  # only until requirements.txt has it
     ftfy = None
 import numpy as np
 import torch

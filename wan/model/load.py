@@ -40,8 +40,10 @@ PRECISIONS = {"auto": torch.bfloat16, "bf16": torch.bfloat16}  # of the transfor
 # The published program computes both in float32 or a mixture of float16 and it; they are 2 % of a request.
 IMAGE_ENCODER_DTYPE = torch.float32
 VAE_DTYPE = torch.float32
+TRANSFORMER_BYTES = 34.6e9  # bf16, on the GPU as a whole
 TEXT_ENCODER_BYTES = 11.4e9  # bf16
-WORKING_BYTES = 16e9  # activations of a 77-frame 1280×720 clip, features, the VAE at work
+LEAST_WORKING_BYTES = 3e9  # activations of a 77-frame 832×480 clip, the other networks
+WORKING_BYTES = 10e9  # the same at 1280×720
 
 # One H100 80 GB, diffusers' layers uncompiled with cuDNN attention: 12.5 s a step at 1280×720, 3.48 s at
 # 832×480.
@@ -84,7 +86,7 @@ def load_models(
     `device` None is the usable GPU; `cache_dir`, `endpoint` and `token` are those of `fetch`. What
     `on_progress` raises (Cancelled) ends it; nothing stays in memory then.
 
-    Raises NoUsableGpu where the 14B model is asked for on a machine that cannot run it, NotAvailableYet for
+    Raises NoUsableGpu where the 14B model is asked for on a machine that cannot hold it, NotAvailableYet for
     a precision that is still to come, ModelFilesBroken or DiskFull where the files cannot be had.
     """
     if name == "smoke":
@@ -95,6 +97,9 @@ def load_models(
             "the 14B model needs a CUDA GPU and none is usable here: use another machine, or "
             '{"model": "smoke"} as setup to try everything at a tiny size'
         )
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        check_gpu(properties.total_memory, name=properties.name)
     if precision not in PRECISIONS:
         raise NotAvailableYet(f'precision "{precision}" is not available yet in this version: use "bf16"')
     dtype = PRECISIONS[precision]
@@ -116,6 +121,17 @@ def load_models(
         device=device,
         pace=PACE_14B,
     )
+
+
+def check_gpu(memory: int, *, name: str) -> None:
+    """Raise NoUsableGpu where a GPU of so many bytes cannot hold the 14B model."""
+    needed_bytes = TRANSFORMER_BYTES + LEAST_WORKING_BYTES
+    if memory < needed_bytes:
+        raise NoUsableGpu(
+            f"the 14B model needs a GPU of {needed_bytes / 1e9:.0f} GB and the {name} has "
+            f"{memory / 1e9:.0f} GB: use a larger one, or "
+            '{"model": "smoke"} as setup to try everything at a tiny size'
+        )
 
 
 def load_transformer(
@@ -207,8 +223,8 @@ def _pretrained(cls: type[Any], folder: Path, **precision: torch.dtype) -> Any: 
     lost = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))
     if lost:
         raise ModelFilesBroken(
-            f"{folder} lacks {len(lost)} tensors of {cls.__name__}, such as {lost[0]}: delete it and fetch it "
-            "anew"
+            f"{folder} lacks {len(lost)} tensors of {cls.__name__}, such as {lost[0]}: delete it, fetch "
+            "it anew"
         )
     if report["unexpected_keys"]:
         logger.warning("%s: not used: %s", folder, sorted(report["unexpected_keys"])[:5])

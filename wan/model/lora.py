@@ -6,11 +6,11 @@ of them active, each at a strength, and `set([])` brings back the very network t
 request and no GPU.
 
 A linear layer gets a *side branch*, y = W x + up (down x), and W is not touched. Merging was weighed and
-left: adding to bf16 weights rounds much of a small change away, taking it off again does not restore them (so
+left: adding to bf16 weights rounds part of a small change away, taking it off again does not restore them (so
 a second copy of 34.5 GB would be needed, or a reload), and fp8 weights would have to be quantised anew each
-time. The branch is exact on every kind of weight, costs nothing while off, and while on 3 to 4 % of a step at
-rank 128 (5 % of the linear layers' arithmetic, which is a third of a step's, and their activations read once
-more).
+time. The branch is the same on every kind of weight and costs nothing while off: the layer is then the very
+object that was loaded. While on, at rank 128, it adds 5 % to the arithmetic of the linear layers, which are a
+third of a step, and reads their activations once more: by calculation 3 to 4 % of a step.
 
 While on, a layer's class is a subclass made of its own, as torch.nn.utils.parametrize does it: its place, its
 name and its identity stay, which is what streaming and quantisation hold on to; and torch.compile sees the

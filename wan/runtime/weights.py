@@ -543,11 +543,13 @@ class _Transfer:
                 self._receive_checked(partial)
                 partial.replace(target)
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise DiskFull(
-                f"the disk of {self._hub.cache} is full at {self._file.path} "
-                f"({self._file.size / 1e9:.1f} GB): make room, or set HF_HOME to a folder on a larger disk"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(
+                    f"the disk of {self._hub.cache} is full at {self._file.path} "
+                    f"({self._file.size / 1e9:.1f} GB): make room, or set HF_HOME to one with more"
+                ) from error
+            raise ModelFilesBroken(
+                f"{self._hub.cache} cannot be written to ({error.strerror}): set HF_HOME to your own folder"
             ) from error
 
     @contextmanager

@@ -27,17 +27,19 @@ except ImportError:  # a torch without it: the plain functions serve
 TEXT_TOKENS = 512  # the context is the picture's tokens, then this many of text
 
 
-def fuse(transformer: WanAnimateTransformer3DModel, *, attention: str) -> None:
+def fuse(
+    transformer: WanAnimateTransformer3DModel, *, attention: str, rotation: bool = True, gelu: bool = True
+) -> None:
     """Let all blocks use the fused operations; `attention` names the kernel of the tokens among themselves.
 
-    Weights stay as they are. Text and picture are too few tokens for the large kernels to pay (measured on an
+    `rotation` and `gelu` False leave these two as diffusers has them, for measurements. Weights stay as they are. Text and picture are too few tokens for the large kernels to pay (measured on an
     H200 at 75,600 tokens: 3.4 ms with flash-attn-4, 2.7 ms with torch's own): those use plain attention.
     """
     for block in transformer.blocks:
         assert isinstance(block, WanTransformerBlock)
         for module in (block.attn1, block.attn2):
-            module.set_processor(FusedAttention(attention))
-        if isinstance(block.ffn.net[0], GELU):
+            module.set_processor(FusedAttention(attention, rotation=rotation))
+        if gelu and isinstance(block.ffn.net[0], GELU):
             # The instance keeps its weights; only its forward changes.
             block.ffn.net[0].__class__ = FusedGelu
 
@@ -48,8 +50,9 @@ class FusedAttention:
     _attention_backend = None  # diffusers reads and sets these on every processor
     _parallel_config = None
 
-    def __init__(self, kernel: str) -> None:
+    def __init__(self, kernel: str, *, rotation: bool = True) -> None:
         self.kernel = kernel
+        self.rotation = rotation
 
     def __call__(
         self,
@@ -71,8 +74,9 @@ class FusedAttention:
         self, attn: WanAttention, tokens: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
     ) -> torch.Tensor:
         heads = (attn.heads, -1)
-        queries = norm_and_rotate(attn.to_q(tokens), attn.norm_q.weight, *rotary, _eps(attn.norm_q))
-        keys = norm_and_rotate(attn.to_k(tokens), attn.norm_k.weight, *rotary, _eps(attn.norm_k))
+        norm = norm_and_rotate if self.rotation else _norm_and_rotate_plain
+        queries = norm(attn.to_q(tokens), attn.norm_q.weight, *rotary, _eps(attn.norm_q))
+        keys = norm(attn.to_k(tokens), attn.norm_k.weight, *rotary, _eps(attn.norm_k))
         values = attn.to_v(tokens)
         return attend(*(part.unflatten(2, heads) for part in (queries, keys, values)), self.kernel)
 

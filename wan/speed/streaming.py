@@ -58,7 +58,8 @@ class BlockStream:
         self._filled = [torch.cuda.Event() for _ in range(SLOTS)] if self._copies else []
         self._used = [torch.cuda.Event() for _ in range(SLOTS)] if self._copies else []
         for index, block in enumerate(blocks):
-            # The instance's own forward is found before its class's.
+            # The instance's own forward is found before its class's. A compiled call would trace into ours.
+            block._compiled_call_impl = None
             block.forward = _Turn(self, index)
         logger.info("streaming %d blocks of %.2f GB through %d slots", len(blocks), size / 1e9, SLOTS)
 

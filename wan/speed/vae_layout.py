@@ -235,7 +235,7 @@ def add_with_bias(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | Non
     """x + other + bias, all (1, C, T, H, W) but the bias (C,). Channels last; may overwrite `x`."""
     if x.device.type == "cpu" or triton is None or bias is None:
         return x + other if bias is None else x + other + bias.view(1, -1, 1, 1, 1)
-    other = other.contiguous(memory_format=torch.channels_last_3d)
+    x, other = (part.contiguous(memory_format=torch.channels_last_3d) for part in (x, other))
     _add_kernel[(triton.cdiv(x.numel(), TILE),)](
         x, other, bias, x.numel(), CHANNELS=x.shape[1], BLOCK=TILE, num_warps=8
     )

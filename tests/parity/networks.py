@@ -1,0 +1,155 @@
+"""The recordings' networks: our classes with the weights that the recordings were made with.
+
+Weights are not stored but drawn from each parameter's published name (`tests.seeded.draw`); which parameters there are,
+with their shapes, stands in the `weights_check*.json` beside a recording. Equal networks are built once.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
+from wan_animate.wan.model import names
+from wan_animate.wan.model.transformer import AnimateTransformer
+
+from ..seeded import draw
+from .findings import Check, relative_largest
+
+Config = dict[str, Any]
+Weights = dict[str, torch.Tensor]
+
+SUM_ROUNDING = 1e-9  # of float64 sums, whose order is free
+
+_networks: dict[str, torch.nn.Module] = {}  # by what makes them
+
+
+def drawn_weights(check: Path, *, salt: str) -> Weights:
+    """The parameters that a `weights_check*.json` lists, by published name."""
+    table = json.loads(check.read_text())
+    return {name: draw(name, tuple(entry["shape"]), salt=salt) for name, entry in table.items()}
+
+
+def check_weights(check: Path, *, salt: str) -> tuple[Check, ...]:
+    """Whether the random numbers are still those of the recordings: first values and sums."""
+    ours = drawn_weights(check, salt=salt)
+    table = {name: entry for name, entry in json.loads(check.read_text()).items() if "first" in entry}
+    first = [value for name in table for value in ours[name].flatten()[:3].tolist()]
+    sums = [float(ours[name].double().sum()) for name in table]
+    return (
+        relative_largest("first values", first, [v for entry in table.values() for v in entry["first"]], 0.0),
+        relative_largest("sums", sums, [entry["sum"] for entry in table.values()], SUM_ROUNDING),
+    )
+
+
+def transformer(config: Config, check: Path, *, salt: str) -> AnimateTransformer:
+    """WanAnimateModel. Its motion encoder remembers faces."""
+
+    def build(weights: Weights) -> AnimateTransformer:
+        network = AnimateTransformer(**names.transformer_config(config))
+        network.load_state_dict(names.transformer_names(weights), strict=True)
+        network.motion_encoder = RememberedFaces(network.motion_encoder)
+        return network
+
+    return _once(build, config, check, salt)
+
+
+def autoencoder(config: Config, check: Path, *, salt: str) -> AutoencoderKLWan:
+    """WanVAE_."""
+    taken = ("z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
+
+    def build(weights: Weights) -> AutoencoderKLWan:
+        network = AutoencoderKLWan(base_dim=config["dim"], **{key: config[key] for key in taken})
+        network.load_state_dict(names.vae_names(weights), strict=True)
+        return network
+
+    return _once(build, config, check, salt)
+
+
+def text_encoder(config: Config, check: Path, *, salt: str) -> UMT5EncoderModel:
+    """T5Encoder; `config` with its vocabulary's size."""
+
+    def build(weights: Weights) -> UMT5EncoderModel:
+        network = UMT5EncoderModel(
+            UMT5Config(
+                vocab_size=config["vocab"],
+                d_model=config["dim"],
+                d_kv=config["dim_attn"] // config["num_heads"],
+                d_ff=config["dim_ffn"],
+                num_layers=config["num_layers"],
+                num_heads=config["num_heads"],
+                relative_attention_num_buckets=config["num_buckets"],
+            )
+        )
+        renamed = names.text_encoder_names(weights)
+        # One tensor under two names in the class.
+        network.load_state_dict(renamed | {"encoder.embed_tokens.weight": renamed["shared.weight"]}, strict=True)
+        return network
+
+    return _once(build, config, check, salt)
+
+
+def image_encoder(config: Config, check: Path, *, salt: str) -> CLIPVisionModel:
+    """The picture half of XLMRobertaCLIP."""
+
+    def build(weights: Weights) -> CLIPVisionModel:
+        network = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=config["vision_dim"],
+                intermediate_size=config["vision_dim"] * config["vision_mlp_ratio"],
+                num_hidden_layers=config["vision_layers"],
+                num_attention_heads=config["vision_heads"],
+                image_size=config["image_size"],
+                patch_size=config["patch_size"],
+                hidden_act=config["activation"],
+            )
+        )
+        network.load_state_dict(names.image_encoder_names(weights), strict=True)
+        return network
+
+    return _once(build, config, check, salt)
+
+
+class RememberedFaces(torch.nn.Module):
+    """The motion encoder, asked once a face, whatever the recording: a face takes a second on a CPU."""
+
+    def __init__(self, encoder: torch.nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.vectors: dict[bytes, torch.Tensor] = {}
+
+    def forward(self, faces: torch.Tensor) -> torch.Tensor:
+        """(n, 3, 512, 512) → (n, M), one face at a time as the recordings were made."""
+        return torch.stack([self._vector(face) for face in faces])
+
+    def _vector(self, face: torch.Tensor) -> torch.Tensor:
+        key = hashlib.blake2b(face.contiguous().numpy().tobytes()).digest()
+        if key not in self.vectors:
+            self.vectors[key] = self.encoder(face[None])[0]
+        return self.vectors[key]
+
+
+def enlarged(faces: np.ndarray) -> np.ndarray:
+    """(n, 32, 32, 3) → (n, 512, 512, 3), each pixel 16 × 16 times: how recordings store faces."""
+    return faces.repeat(16, axis=1).repeat(16, axis=2)
+
+
+def padded_text(context: np.ndarray) -> torch.Tensor:
+    """Recorded text features (n, D) → (1, 512, D), zeros behind."""
+    return torch.nn.functional.pad(torch.from_numpy(context), (0, 0, 0, 512 - len(context)))[None]
+
+
+def clip_features(case: dict[str, np.ndarray]) -> torch.Tensor:
+    """Recorded picture features (1, 257, 1280)."""
+    return torch.from_numpy(case["clip_fea_int8"].astype(np.float32) / 8)
+
+
+def _once(build: Callable[[Weights], Any], config: Config, check: Path, salt: str) -> Any:
+    key = json.dumps([build.__qualname__, config, salt, check.read_text()])
+    if key not in _networks:
+        _networks[key] = build(drawn_weights(check, salt=salt)).requires_grad_(False).eval()
+    return _networks[key]

@@ -1,0 +1,134 @@
+"""What is where, and what is used: chosen once from the card and the largest request. Pure; knows no network.
+
+The numbers of memory are those of the 14B engine in bf16, measured (benchmarks/results) and rounded up.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..runtime.errors import OutOfMemory
+
+Residency = Literal["resident", "streamed"]
+
+GB = 1e9
+TRANSFORMER_BYTES = 34.5 * GB
+STREAMED_TRANSFORMER_BYTES = 4.3 * GB  # two of forty blocks, the face adapters, what lies around the blocks
+TEXT_ENCODER_BYTES = 11.4 * GB
+STREAMED_TEXT_ENCODER_BYTES = 0.6 * GB  # two of twenty-four layers; the vocabulary stays on the host
+IMAGE_ENCODER_BYTES = 1.3 * GB
+STREAMED_IMAGE_ENCODER_BYTES = 0.2 * GB
+VAE_BYTES = 0.3 * GB
+STEP_BYTES_A_TOKEN = 90e3  # activations of one pass
+CLIP_BYTES_A_TOKEN = 12e3  # a clip's prepared constants
+VAE_BYTES_A_PIXEL = 7.5e3  # one chunk of four frames on its way through the decoder, a pixel of the frame
+RESERVE_BYTES = 1.0 * GB  # the CUDA context, kernels, fragmentation
+HOST_RESERVE_BYTES = 8.0 * GB  # frames, the program, the system
+
+TOKEN_PIXELS = 16  # a side: 8 of the VAE, 2 of the patch
+TIME_STRIDE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """A GPU and the machine around it."""
+
+    name: str
+    memory_bytes: float
+    host_bytes: float  # memory of the machine that may be pinned
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The largest clip that has to fit."""
+
+    width: int
+    height: int
+    frames: int = 77
+
+    @property
+    def tokens(self) -> int:
+        """What the transformer sees of it, the reference picture included."""
+        latent_frames = (self.frames - 1) // TIME_STRIDE + 2
+        return latent_frames * (self.width // TOKEN_PIXELS) * (self.height // TOKEN_PIXELS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a setup does to its networks, in the order of `apply`."""
+
+    attention: str  # a kernel's name, or "auto": measured
+    compiled: bool
+    transformer: Residency
+    encoders: Residency  # of text and picture
+    peak_bytes: float  # expected on the GPU, over the whole request
+
+
+def choose_plan(
+    card: Card, load: Load, *, attention: str = "auto", compiled: bool = True, prefer_small: bool = False
+) -> Plan:
+    """The plan that leaves most on the card; with `prefer_small` the one that needs least of it.
+
+    Raises OutOfMemory, saying what would fit, where no plan does.
+    """
+    choices: list[tuple[Residency, Residency]] = [
+        ("resident", "resident"),
+        ("resident", "streamed"),
+        ("streamed", "streamed"),
+    ]
+    if prefer_small:
+        choices = choices[-1:]
+    for transformer, encoders in choices:
+        peak = peak_bytes(load, transformer=transformer, encoders=encoders)
+        pinned = host_bytes(transformer=transformer, encoders=encoders)
+        if peak <= card.memory_bytes and pinned + HOST_RESERVE_BYTES <= card.host_bytes:
+            return Plan(
+                attention=attention,
+                compiled=compiled,
+                transformer=transformer,
+                encoders=encoders,
+                peak_bytes=peak,
+            )
+    raise OutOfMemory(_what_would_fit(card, load))
+
+
+def peak_bytes(load: Load, *, transformer: Residency, encoders: Residency) -> float:
+    """Expected peak on the GPU. The stages follow each other: the largest working set counts."""
+    weights = VAE_BYTES + RESERVE_BYTES
+    weights += TRANSFORMER_BYTES if transformer == "resident" else STREAMED_TRANSFORMER_BYTES
+    if encoders == "resident":
+        weights += TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES
+    else:
+        weights += STREAMED_TEXT_ENCODER_BYTES + STREAMED_IMAGE_ENCODER_BYTES
+    clip = CLIP_BYTES_A_TOKEN * load.tokens
+    return weights + clip + max(STEP_BYTES_A_TOKEN * load.tokens, VAE_BYTES_A_PIXEL * load.width * load.height)
+
+
+def host_bytes(*, transformer: Residency, encoders: Residency) -> float:
+    """Pinned host memory."""
+    return (TRANSFORMER_BYTES - STREAMED_TRANSFORMER_BYTES if transformer == "streamed" else 0.0) + (
+        TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "streamed" else 0.0
+    )
+
+
+def _what_would_fit(card: Card, load: Load) -> str:
+    least = peak_bytes(load, transformer="streamed", encoders="streamed")
+    asked = f"a clip of {load.frames} frames at {load.width}×{load.height}"
+    if least <= card.memory_bytes:
+        host = host_bytes(transformer="streamed", encoders="streamed") + HOST_RESERVE_BYTES
+        return (
+            f"{asked} fits {card.name} only with weights kept in host memory, which needs {host / GB:.0f} GB of "
+            f"it and {card.host_bytes / GB:.0f} GB are there: use a machine with more memory"
+        )
+    for width, height in ((1280, 720), (960, 544), (832, 480), (640, 368), (448, 256)):
+        smaller = Load(width=width, height=height, frames=load.frames)
+        if smaller.tokens < load.tokens and (
+            peak_bytes(smaller, transformer="streamed", encoders="streamed") <= card.memory_bytes
+        ):
+            return (
+                f"{asked} needs {least / GB:.0f} GB of GPU memory and {card.name} has "
+                f"{card.memory_bytes / GB:.0f} GB: {width}×{height} would fit"
+            )
+    return (
+        f"{asked} needs {least / GB:.0f} GB of GPU memory and {card.name} has "
+        f"{card.memory_bytes / GB:.0f} GB, too little for any size: use a GPU with 8 GB or more"
+    )
