@@ -1,7 +1,8 @@
 """The verbs every preprocessing backend has, the small things they exchange, and choice by name. Knows no model.
 
-A backend finds people (every frame on its own) and estimates poses (of one person, where it is told to look). Who is
-meant, what happens in gaps, and everything over time is shared and lies elsewhere. M people, L numbers of looks.
+A backend finds people (every frame on its own) and estimates poses (of one person, where it is told to look).
+Who is meant, what happens in gaps, and everything over time is shared and lies elsewhere. M people, L numbers
+of looks.
 """
 
 from collections.abc import Generator, Iterable
@@ -46,7 +47,9 @@ class Estimate:
 
     def __post_init__(self) -> None:
         if self.pose.shape != (NUM_KEYPOINTS, 3) or self.pose.dtype != np.float32:
-            raise ValueError(f"a pose is float32 ({NUM_KEYPOINTS}, 3), got {self.pose.dtype} {self.pose.shape}")
+            raise ValueError(
+                f"a pose is float32 ({NUM_KEYPOINTS}, 3), got {self.pose.dtype} {self.pose.shape}"
+            )
 
 
 class PeopleFinder(Protocol):
@@ -60,7 +63,9 @@ class PeopleFinder(Protocol):
 class PoseEstimator(Protocol):
     """The verb "estimate poses"."""
 
-    def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Estimate, None, None]:
+    def estimate_poses(
+        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> Generator[Estimate, None, None]:
         """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
         ...
 
@@ -72,8 +77,22 @@ class PoseEstimator(Protocol):
         ...
 
 
-class Backend(PeopleFinder, PoseEstimator, Protocol):
-    """Both verbs over one set of models."""
+class MaskTracker(Protocol):
+    """The verb "track masks"."""
+
+    def track_masks(
+        self, frames: Iterable[np.ndarray], *, regions: np.ndarray, poses: np.ndarray, shots: np.ndarray
+    ) -> Generator[np.ndarray, None, None]:
+        """One person's silhouette a frame, (H, W) uint8 of 0 and 1, in order; close it to stop early.
+
+        `regions` (N, 4), `poses` (N, 133, 3) as estimated and `shots` (N,) cover all the frames there
+        will be.
+        """
+        ...
+
+
+class Backend(PeopleFinder, PoseEstimator, MaskTracker, Protocol):
+    """The three verbs over one set of models."""
 
     @property
     def words(self) -> tuple[str, ...]:

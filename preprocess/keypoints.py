@@ -1,7 +1,7 @@
 """The 133 points of a whole body (COCO-WholeBody order) and their parts. Pure indices; knows no model.
 
-Source of the order: COCO-WholeBody (Jin et al. 2020), as ViTPose's whole-body checkpoint emits it. "Left" and "right"
-are the person's own.
+Source of the order: COCO-WholeBody (Jin et al. 2020), as ViTPose's whole-body checkpoint emits it. "Left" and
+"right" are the person's own.
 """
 
 from typing import Final
@@ -33,4 +33,6 @@ RIGHT_KNEE: Final = 14
 LEFT_ANKLE: Final = 15
 RIGHT_ANKLE: Final = 16
 
-VISIBLE: Final = 0.5  # score from which a point is drawn; Wan2.2 human_visualization.py draw_aapose_by_meta_new
+VISIBLE: Final = (
+    0.5  # score from which a point is drawn; Wan2.2 human_visualization.py draw_aapose_by_meta_new
+)

@@ -1,7 +1,7 @@
 """What somebody looks like, as a few numbers, and how different two people look. Pure; knows no detector.
 
-Looks are the median colours of chest, belly and thighs: few enough to keep for every person in every frame, and steady
-under motion blur. A patch that is not seen is NaN. L = 9 numbers.
+Looks are the median colours of chest, belly and thighs: few enough to keep for every person in every frame,
+and steady under motion blur. A patch that is not seen is NaN. L = 9 numbers.
 """
 
 from typing import Final
@@ -39,8 +39,8 @@ MEMORY: Final = 0.9  # share of the past in a running mean
 def body_colours(frame: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Looks of a person: (L,) float32, Lab colours of the three patches.
 
-    `frame` is (H, W, 3) uint8 RGB, `pose` (133, 3) in its pixels. Only a patch's upper corners must be visible: hips
-    are often hidden by an arm or lie below the picture, while the cloth above them shows.
+    `frame` is (H, W, 3) uint8 RGB, `pose` (133, 3) in its pixels. Only a patch's upper corners must be
+    visible: hips are often hidden by an arm or lie below the picture, while the cloth above them shows.
     """
     looks = np.full((len(PATCHES), 3), np.nan, np.float32)
     for row, (corners, (top, bottom)) in enumerate(PATCHES):

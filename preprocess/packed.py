@@ -5,8 +5,8 @@ A silhouette's rows differ from each other only along its outline, so nearly all
 """
 
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -27,6 +27,18 @@ class PackedMasks:
         if first is None:
             raise ValueError("there must be at least one mask")
         return cls(size=first.shape, frames=tuple(_packed(chain([first], iterator), first.shape)))
+
+    def picked(self, indices: np.ndarray) -> "PackedMasks":
+        """The masks of these frames, in this order; a frame picked twice is held once."""
+        return replace(self, frames=tuple(self.frames[index] for index in indices.tolist()))
+
+    def filled(self, around: Mapping[int, tuple[int, int]]) -> "PackedMasks":
+        """With the masks of some frames replaced by what covers the masks of two others."""
+        frames = list(self.frames)
+        for index, (before, after) in around.items():
+            both = self.mask(before) | self.mask(after)
+            frames[index] = next(_packed([both], self.size))
+        return replace(self, frames=tuple(frames))
 
     def __len__(self) -> int:
         return len(self.frames)

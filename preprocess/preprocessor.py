@@ -1,7 +1,7 @@
 """The story of pass 1: a driving video in, `Tracks` out. The only module that knows the order of the stages.
 
-people → who is meant → pose → smooth. Every source frame is looked at once in each of the first two stages, however
-often the output shows it, and only numbers are kept. N source frames, T output frames.
+people → who is meant → pose → smooth. Every source frame is looked at once in each of the first two stages,
+however often the output shows it, and only numbers are kept. N source frames, T output frames.
 """
 
 from collections.abc import Generator, Sequence
@@ -12,17 +12,20 @@ import cv2
 import numpy as np
 
 from ..wan.media.decode import SourceVideo
-from ..wan.runtime.errors import NoPersonFound, NotAvailableYet
+from ..wan.runtime.errors import NoPersonFound
 from ..wan.runtime.job import Job
 from .backends import Backend, People
 from .face import MIN_SHARE, smooth_face_boxes
 from .keypoints import FACE, NUM_KEYPOINTS, VISIBLE
+from .packed import PackedMasks
 from .smoothing import BRIDGE_S, find_absences, number_shots, smooth_poses, spans
 from .subjects import Subject, SubjectTrack, follow
 from .tracks import Tracks
 
 MIN_PRESENCE: Final = 0.5  # of an estimate, or the person was not there
-HOP_FRAMES: Final = 5  # without a credible estimate, over which a doubtful run still leads to a frame with the person
+HOP_FRAMES: Final = (
+    5  # without a credible estimate, over which a doubtful run still leads to a frame with the person
+)
 REGION_S: Final = 0.17  # seconds to either side over which regions are smoothed; 5 frames at 30 a second
 
 THUMBNAIL: Final = (32, 18)  # pixels in which cuts are looked for
@@ -30,6 +33,7 @@ THUMBNAIL_STEP: Final = 4  # pixels skipped on the way there: a cut shows in any
 
 PEOPLE_GUESS_S: Final = 0.05  # a frame on two cores; only until the stage's own speed is known
 POSE_GUESS_S: Final = 0.04
+MASK_GUESS_S: Final = 0.03
 SMOOTH_GUESS_S: Final = 0.001
 
 MAX_RANGES: Final = 6  # ranges of frames spelled out in a warning
@@ -49,20 +53,22 @@ class Preprocessor:
         return (*self._backend.words, f"stride {self._stride}")
 
     def announce(self, job: Job, video: SourceVideo, *, masks: bool = False) -> None:
-        """Tell the job what `tracks` is going to do. `masks` is not available yet."""
+        """Tell the job what `tracks` is going to do."""
         frames = len(np.unique(video.indices))
         job.expect("people", frames, seconds_a_unit=PEOPLE_GUESS_S / self._stride)
         job.expect("pose", frames, seconds_a_unit=POSE_GUESS_S)
+        if masks:
+            job.expect("mask", frames, seconds_a_unit=MASK_GUESS_S)
         job.expect("smooth", frames, seconds_a_unit=SMOOTH_GUESS_S)
 
     def tracks(self, video: SourceVideo, *, subject: Subject, job: Job, masks: bool = False) -> Tracks:
-        """Follow one person through the video, in the job's stages people, pose and smooth.
+        """Follow one person through the video, in the job's stages people, pose, mask (where asked for) and smooth.
 
-        Raises NoPersonFound, BadMedia, Cancelled. `masks` raises NotAvailableYet.
+        Raises NoPersonFound, BadMedia, Cancelled.
         """
-        if masks:
-            raise NotAvailableYet("replacement is not available yet: use mode animation")
-        sources, shown = np.unique(video.indices, return_inverse=True)  # (N,), (T,) which of the N each output frame is
+        sources, shown = np.unique(
+            video.indices, return_inverse=True
+        )  # (N,), (T,) which of the N each output frame is
         rate = float(video.fps) * len(sources) / video.num_frames  # source frames a second
         people, shots = self._find(video, len(sources), job)
         track = follow(
@@ -72,20 +78,67 @@ class Preprocessor:
         if track is None:
             raise NoPersonFound(_nobody(video))
         poses, present = self._estimate(video, track, job)
+        present = track.without_chairs(poses, present, shots)
         if not present.any():
             raise NoPersonFound(_nobody(video))
+        silhouettes = self._silhouettes(video, track, poses, present, shots, job) if masks else None
         with job.stage("smooth", total=len(sources)) as stage:
             steady = smooth_poses(poses, present, shots, rate=rate, frame_size=video.size)
             boxes = smooth_face_boxes(steady, video.size, rate=rate, shots=shots)
             stage.advance(len(sources))
         warnings = (
-            *newcomer_warnings(track.newcomers, subject, shown),
+            *newcomer_warnings(
+                [one for one in track.newcomers if present[shots == shots[one]].any()], subject, shown
+            ),
             *absence_warnings(present[shown], shots[shown], fps=float(video.fps)),
             *face_warnings(steady[shown]),
         )
         return Tracks(
-            frame_size=video.size, poses=steady[shown], face_boxes=boxes[shown], warnings=warnings
+            frame_size=video.size,
+            poses=steady[shown],
+            face_boxes=boxes[shown],
+            masks=silhouettes.picked(shown) if silhouettes else None,
+            warnings=warnings,
         )
+
+    def _silhouettes(
+        self,
+        video: SourceVideo,
+        track: SubjectTrack,
+        poses: np.ndarray,
+        present: np.ndarray,
+        shots: np.ndarray,
+        job: Job,
+    ) -> PackedMasks:
+        """The person's masks of the source frames (N).
+
+        Where the person is lost for a moment, the masks around stand in, both of them: a halo of the
+        old person is worse than a few pixels of background less. Where the person is away, the mask
+        is empty.
+        """
+        with (
+            job.stage("mask", total=len(present)) as stage,
+            closing(_distinct(video)) as frames,
+            closing(
+                self._backend.track_masks(frames, regions=track.regions, poses=poses, shots=shots)
+            ) as masks,
+        ):
+
+            def counted() -> Generator[np.ndarray, None, None]:
+                for index, mask in enumerate(masks):
+                    yield mask if present[index] else np.zeros_like(mask)
+                    stage.advance()
+
+            packed = PackedMasks.pack(counted())
+        around = {
+            frame: (absence.before, absence.after)
+            for absence in find_absences(present, shots)
+            if absence.before is not None
+            and absence.after is not None
+            and absence.stop - absence.start <= round(BRIDGE_S * float(video.fps))
+            for frame in range(absence.start, absence.stop)
+        }
+        return packed.filled(around)
 
     def picture_pose(self, picture: np.ndarray) -> np.ndarray:
         """The pose of the main person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
@@ -164,7 +217,7 @@ def absence_warnings(present: np.ndarray, shots: np.ndarray, *, fps: float) -> l
     before, after, between = [], [], []
     for absence in find_absences(present, shots):
         frames = (absence.start, absence.stop - 1)
-        if absence.before is None and absence.after is not None:
+        if absence.before is None:
             after.append(frames)
         elif absence.after is None or absence.stop - absence.start > round(BRIDGE_S * fps):
             before.append(frames)

@@ -418,7 +418,7 @@ def _shift(
 def _stands(joints: np.ndarray, height: float) -> np.ndarray:
     """(T,) whether hips and ankles of poses, (T, J, 3), are seen in a picture of that height."""
     needed = joints[:, [*HIPS, *ANKLES]]
-    return ((needed[..., 2] >= VISIBLE) & (needed[..., 1] <= height)).all(axis=1, keepdims=True)[:, 0]
+    return np.logical_and.reduce((needed[..., 2] >= VISIBLE) & (needed[..., 1] <= height), axis=1)
 
 
 def _ground(joints: np.ndarray) -> float:

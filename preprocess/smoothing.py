@@ -1,7 +1,7 @@
 """Tracks over time: gaps closed, jitter removed without delay, visibility that does not flicker. Pure arrays.
 
-The whole video is at hand, so every filter looks both ways and shifts nothing in time. Nothing is smoothed, filled or
-held across a cut: `shots` (N,) numbers the shots. N frames, C coordinates.
+The whole video is at hand, so every filter looks both ways and shifts nothing in time. Nothing is smoothed,
+filled or held across a cut: `shots` (N,) numbers the shots. N frames, C coordinates.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,8 @@ ROBUST_ROUNDS: Final = 3
 OUTLIER: Final = 4.0  # times the typical distance from the fit, from where a value counts nothing
 STIFFNESS: Final = 1e-3  # against slopes and bends that few or doubtful neighbours suggest
 
-# A hand or a face is interpolated beside the joint that carries it: an arm does not move along straight lines.
+# A hand or a face is interpolated beside the joint that carries it: an arm does not move along straight
+# lines.
 CARRIED: Final = ((FACE, NOSE), (LEFT_HAND, LEFT_WRIST), (RIGHT_HAND, RIGHT_WRIST))
 
 
@@ -55,8 +56,8 @@ CUT_SURROUNDINGS: Final = 3  # frames to either side
 def number_shots(changes: np.ndarray) -> np.ndarray:
     """The number of the shot each frame belongs to: (N,) int64 from 0, rising at every cut.
 
-    `changes` (N,) is how much each frame's thumbnail differs from the one before, on average, of 255. A cut is a change
-    that stands alone; a flash makes two of them and is none.
+    `changes` (N,) is how much each frame's thumbnail differs from the one before, on average, of 255. A
+    cut is a change that stands alone; a flash makes two of them and is none.
     """
     cuts = np.zeros(len(changes), bool)
     for frame in np.flatnonzero(changes >= MIN_CUT).tolist():
@@ -64,12 +65,23 @@ def number_shots(changes: np.ndarray) -> np.ndarray:
         others = np.delete(changes[around], frame - around.start)
         cuts[frame] = frame > 0 and changes[frame] >= CUT_OVER_MOTION * others.max(initial=0.0)
     return np.cumsum(cuts)
+
+
 TRUNK: Final = frozenset(
-    (*range(HEAD.start, HEAD.stop), *range(FACE.start, FACE.stop), LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP)
+    (
+        *range(HEAD.start, HEAD.stop),
+        *range(FACE.start, FACE.stop),
+        LEFT_SHOULDER,
+        RIGHT_SHOULDER,
+        LEFT_HIP,
+        RIGHT_HIP,
+    )
 )
 CALM: Final = 0.06  # unrest up to which the spans above hold; beyond, they grow with it, …
 MAX_PATIENCE: Final = 3.0  # … up to this factor: a trunk that is mostly hidden is guessed anew in every frame
-EDGE: Final = 0.02  # of the picture's longer side, by which a visible joint may leave it and is drawn at its edge
+EDGE: Final = (
+    0.02  # of the picture's longer side, by which a visible joint may leave it and is drawn at its edge
+)
 
 
 # --- whole poses
@@ -80,9 +92,10 @@ def smooth_poses(
 ) -> np.ndarray:
     """Steady poses (N, 133, 3) float32 for all frames from estimated ones, which stay as they are.
 
-    Places: confidence-weighted parabolas over a quarter of a second. Scores: ≥ 0.5 exactly where a point is steadily
-    visible, so that limbs do not flicker around the drawing's threshold; 0 outside a picture of `frame_size` = (H, W).
-    Frames that are not `present` (N,) bool get stand-ins, see `find_absences`. `rate` is in frames a second.
+    Places: confidence-weighted parabolas over a quarter of a second. Scores: ≥ 0.5 exactly where a point
+    is steadily visible, so that limbs do not flicker around the drawing's threshold; 0 outside a picture
+    of `frame_size` = (H, W). Frames that are not `present` (N,) bool get stand-ins, see `find_absences`.
+    `rate` is in frames a second.
     """
     patience = 1 + np.clip(unrest(poses, present) / CALM - 1, 0, MAX_PATIENCE - 1)
     steady = np.zeros_like(poses)
@@ -91,7 +104,12 @@ def smooth_poses(
         origin = None if carrier is None else steady[:, carrier, :2]
         half = round((TRUNK_SMOOTH_S if point in TRUNK else SMOOTH_S) * rate * patience)
         steady[:, point] = _smooth_point(
-            poses[:, point], present, shots, origin=origin, half=half, flicker=round(FLICKER_S * rate * patience)
+            poses[:, point],
+            present,
+            shots,
+            origin=origin,
+            half=half,
+            flicker=round(FLICKER_S * rate * patience),
         )
     for absence in find_absences(present, shots):
         _stand_in(steady, absence, bridge=round(BRIDGE_S * rate))
@@ -103,7 +121,9 @@ def unrest(poses: np.ndarray, present: np.ndarray) -> float:
     """How much the trunk's corners shake from frame to frame, of its length: 0.01 to 0.04 where it is well seen."""
     corners = poses[:, [LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP], :2].astype(np.float64)
     settled = present[:-2] & present[1:-1] & present[2:]
-    length = float(np.median(np.linalg.norm(corners[present, :2].mean(1) - corners[present, 2:].mean(1), axis=1)))
+    length = float(
+        np.median(np.linalg.norm(corners[present, :2].mean(1) - corners[present, 2:].mean(1), axis=1))
+    )
     if not settled.any() or length <= 0:
         return 0.0
     shake = np.abs(np.diff(corners, 2, axis=0)).mean(axis=(1, 2))
@@ -142,7 +162,8 @@ def _smooth_point(
         return np.zeros_like(track)
     scores = fill_gaps(scores[:, None], present, shots)[:, 0]
     visible = steady_visibility(scores, shots, flicker=flicker)
-    # Where a point is visible but doubtful for a moment, its neighbours know better; where it is hidden, nobody does.
+    # Where a point is visible but doubtful for a moment, its neighbours know better; where it is hidden,
+    # nobody does.
     known = placed & ((scores >= KNOWN) | ~visible)
     base = np.zeros_like(places) if origin is None else origin.astype(np.float64)
     places = fill_gaps(places - base, known, shots) + base
@@ -155,8 +176,8 @@ def _smooth_point(
 def steady_visibility(scores: np.ndarray, shots: np.ndarray, *, flicker: int) -> np.ndarray:
     """Where a point counts as visible: (N,) bool from its scores (N,), with hysteresis and without short changes.
 
-    Changes that last fewer than `flicker` frames are undone, except at the ends of a shot: there they may be the
-    beginning of something.
+    Changes that last fewer than `flicker` frames are undone, except at the ends of a shot: there they may
+    be the beginning of something.
     """
     visible = np.zeros(len(scores), bool)
     for start, stop in spans(shots):
@@ -175,42 +196,54 @@ def steady_visibility(scores: np.ndarray, shots: np.ndarray, *, flicker: int) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absence:
-    """A run of frames without the person. What stands in is between the poses of `before` and `after`."""
+    """A run of frames without the person, and the frames whose poses stand in: at least one of the two."""
 
     start: int  # first frame
     stop: int  # one after the last
-    before: int | None  # the frame just before; None where the shot begins with the absence
-    after: int | None  # the frame just after; None where the shot ends with it
+    before: int | None  # held from the start on; None where the shot begins with the absence
+    after: int | None  # reached at the end; None where the shot ends with it
 
 
 def find_absences(present: np.ndarray, shots: np.ndarray) -> list[Absence]:
-    """Every run of frames without the person, shot by shot, from `present` (N,) bool."""
-    found = []
+    """Every run of frames without the person, shot by shot, from `present` (N,) bool; nobody anywhere gives none.
+
+    Shots without anybody come last: they hold the pose from before the cut, be it a stand-in itself, or
+    the first pose of the video.
+    """
+    anybody = np.flatnonzero(present)
+    if not len(anybody):
+        return []
+    found, empty = [], []
     for start, stop in spans(shots):
+        if not present[start:stop].any():
+            early = start < anybody[0]
+            before, after = (None, int(anybody[0])) if early else (start - 1, None)
+            empty.append(Absence(start=start, stop=stop, before=before, after=after))
+            continue
         for first, last in spans(present[start:stop]):
             if not present[start + first]:
                 before = start + first - 1 if first > 0 else None
                 after = start + last if start + last < stop else None
                 found.append(Absence(start=start + first, stop=start + last, before=before, after=after))
-    return found
+    return found + empty
 
 
 def _stand_in(poses: np.ndarray, absence: Absence, *, bridge: int) -> None:
     """Write stand-ins into `poses`: up to `bridge` frames as a straight way from one pose to the next.
 
-    A longer absence holds the pose before it and is bridged at its end, so that nothing jumps. With a pose on one side
-    only, that one is held. A shot without anybody takes the pose from before the cut.
+    A longer absence holds the pose before it and is bridged at its end, so that nothing jumps. With a
+    pose on one side only, that one is held. Held poses have no face: there is none to be cut out of those
+    frames.
     """
     start, stop = absence.start, absence.stop
     if absence.before is None or absence.after is None:
-        source = absence.before if absence.before is not None else absence.after
-        if source is None:
-            source = start - 1 if start > 0 else stop
-        if source < len(poses):
-            poses[start:stop] = poses[source]
+        poses[start:stop] = poses[absence.after if absence.before is None else absence.before]
+        poses[start:stop, FACE, 2] = 0.0
         return
-    old, new = poses[absence.before], poses[absence.after]
+    old, new = poses[absence.before].copy(), poses[absence.after]
     steps = min(bridge, stop - start)
+    if steps < stop - start:
+        old[FACE, 2] = 0.0
     share = np.clip(np.arange(start, stop) - (stop - 1 - steps), 0, steps) / (steps + 1)
     poses[start:stop] = old + share[:, None, None] * (new - old)
     both = np.minimum(old[:, 2], new[:, 2])  # on the way a point shows only where it does at both ends
@@ -225,9 +258,10 @@ def smooth_track(
 ) -> np.ndarray:
     """Fit a parabola around every frame to its `half` neighbours on either side: (N, C) float64.
 
-    `values` is (N, C); `weights` (N,) ≥ 0 say how far each frame is trusted. Frames of weight 0 should have a
-    plausible value (`fill_gaps`): it is used where a whole window has no weight. `robust` keeps lone outliers from
-    pulling the curve. With equal weights this is a Savitzky-Golay filter of degree 2, also at the ends.
+    `values` is (N, C); `weights` (N,) ≥ 0 say how far each frame is trusted. Frames of weight 0 should
+    have a plausible value (`fill_gaps`): it is used where a whole window has no weight. `robust` keeps
+    lone outliers from pulling the curve. With equal weights this is a Savitzky-Golay filter of degree 2,
+    also at the ends.
     """
     fitted = np.array(values, np.float64)
     for start, stop in spans(shots):

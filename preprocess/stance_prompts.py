@@ -1,8 +1,8 @@
-"""What to ask an image-editing model for, so that a person stands upright and can be measured. Pure; knows no model.
+"""What to ask an image-editing model for, so that a person can be measured. Pure; knows no model.
 
 The sentences and the rule are those of Wan2.2 wan/modules/animate/preprocess/process_pipepline.py
-(get_editing_prompts). What the driving video shows decides how much of a body is asked for, in both pictures; the shape
-of each picture decides whether the arms fit beside the body or hang down.
+(get_editing_prompts). What the driving video shows decides how much of a body is asked for, in both pictures;
+the shape of each picture decides whether the arms fit beside the body or hang down.
 """
 
 from typing import Final
@@ -27,7 +27,8 @@ LEGS: Final = (LEFT_KNEE, RIGHT_KNEE, LEFT_ANKLE, RIGHT_ANKLE)
 FACE_ONLY: Final = "Change the person to face forward."
 ARMS_OUT: Final = "Change the person to a standard T-pose (facing forward with arms extended)."
 ARMS_DOWN: Final = (
-    "Change the person to a standard pose with the face oriented forward and arms extending straight down by the sides."
+    "Change the person to a standard pose with the face oriented forward and arms extending straight down "
+    "by the sides."
 )
 WITH_HANDS: Final = "Hands are visible in the image."
 STANDING: Final = "The person is standing. Feet and Hands are visible in the image."

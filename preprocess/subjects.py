@@ -1,8 +1,8 @@
 """Everybody found in every frame in, one person followed through the whole video out. Pure; knows no detector.
 
-People are linked from frame to frame into strands, by place, size and looks. Strands that a gap, a crossing or a cut
-tore apart are put together into identities, by looks and by what a person can walk in the meantime. One identity is
-chosen. N frames, M people in a frame, L numbers of looks.
+People are linked from frame to frame into strands, by place, size and looks. Strands that a gap, a crossing
+or a cut tore apart are put together into identities, by looks and by what a person can walk in the meantime.
+One identity is chosen. N frames, M people in a frame, L numbers of looks.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from scipy.ndimage import binary_closing
 from scipy.optimize import linear_sum_assignment
 
 from .backends import REGION, People
-from .keypoints import FEET, VISIBLE
+from .keypoints import FACE, FEET, LEFT_HAND, RIGHT_HAND, VISIBLE
 from .looks import UNKNOWN, looks_cost, mean_looks
 from .smoothing import fill_gaps, smooth_track, spans
 
@@ -41,6 +41,11 @@ SAME_LOOKS_OVER_CUT: Final = 0.4  # where place says nothing
 
 # --- Choosing
 TRUSTED: Final = 0.5  # score that an identity must reach in a tenth of its frames
+SURE: Final = 0.7  # score that needs no proof by a face or a hand
+MIN_PROVEN: Final = (
+    0.1  # of a shot's frames with a face or a hand, or an unsure person is a piece of furniture
+)
+PROOFS: Final = [FACE.start + 30, LEFT_HAND.start, RIGHT_HAND.start]  # tip of the nose, wrists; of the 133
 MIN_WEIGHT: Final = 0.05  # of the heaviest identity's area × score × time, or it is a passer-by
 DOUBLE_OVERLAP: Final = 0.5  # intersection over union from which two boxes are one person
 
@@ -61,6 +66,11 @@ class Identity:
     def weight(self) -> float:
         """Area × score, summed over time."""
         return float((box_areas(self.boxes) * self.scores).sum())
+
+    @property
+    def strength(self) -> float:
+        """The score that it reaches in a tenth of its frames."""
+        return float(np.quantile(self.scores, 0.9))
 
     def within(self, mask: np.ndarray) -> "Identity | None":
         """What of it lies in the frames of a mask (N,) bool; None where nothing does."""
@@ -84,6 +94,7 @@ class SubjectTrack:
     boxes: np.ndarray  # (N, 4) float32, NaN in frames where the person was not found
     looks: np.ndarray  # (N, L) float32: how the person of that shot looks
     others: tuple[Identity, ...]  # everybody else of importance, so as not to be taken for the person
+    sure: np.ndarray  # (N,) bool: detected so clearly that no face or hand is needed to prove the person
     newcomers: tuple[int, ...] = ()  # first frames of shots in which another person had to be taken
 
     @property
@@ -94,8 +105,9 @@ class SubjectTrack:
     def is_subject(self, frame: int, pose: np.ndarray, looks: np.ndarray) -> bool:
         """Whether a pose (133, 3) that was estimated in a frame's region is the person, not somebody or something else.
 
-        Where the person was found, it must lie there rather than on another one. Elsewhere nobody known may be, and it
-        must look like the person: a network that is shown a chair finds a person in it.
+        Where the person was found, it must lie there rather than on another one. Elsewhere nobody
+        known may be, and it must look like the person: a network that is shown a chair finds a person
+        in it.
         """
         box = pose_box(pose)
         theirs = [one.boxes[one.frames == frame] for one in self.others]
@@ -107,10 +119,25 @@ class SubjectTrack:
         near = self.seen[max(frame - SHORT_GAP, 0) : frame + SHORT_GAP + 1].any()
         return float(looks_cost(looks, self.looks[frame])) <= (SAME_LOOKS_AT_ONCE if near else SAME_LOOKS)
 
+    def without_chairs(self, poses: np.ndarray, present: np.ndarray, shots: np.ndarray) -> np.ndarray:
+        """`present` (N,) without the shots in which the person was never sure and never showed a face or a hand.
+
+        Cushions and chairs are found with such scores, frame after frame; their poses are in `poses`
+        (N, 133, 3).
+        """
+        proven = self.sure | (poses[:, PROOFS, 2] >= VISIBLE).any(axis=1)
+        kept = present.copy()
+        for shot in np.unique(shots[present]):
+            here = present & (shots == shot)
+            if proven[here].mean() < MIN_PROVEN:
+                kept[here] = False
+        return kept
+
     def connected(self, present: np.ndarray, *, hop: int) -> np.ndarray:
         """`present` (N,) without runs that lead to no frame in which the person was found.
 
-        A lone match in the middle of a long absence is chance. Runs that are up to `hop` frames apart belong together.
+        A lone match in the middle of a long absence is chance. Runs that are up to `hop` frames apart
+        belong together.
         """
         linked = binary_closing(present, np.ones(2 * hop + 1)) | present if hop else present
         kept = np.zeros_like(present)
@@ -129,10 +156,11 @@ def follow(
 ) -> SubjectTrack | None:
     """Follow one person; None where there is nobody.
 
-    `people` has an entry a frame, None where nobody looked. `shots` (N,) numbers the shots: nothing is linked by place
-    across a cut. `frame_size` is (H, W). `half` is the half width, in frames, of the smoothing of the regions.
+    `people` has an entry a frame, None where nobody looked. `shots` (N,) numbers the shots: nothing is
+    linked by place across a cut. `frame_size` is (H, W). `half` is the half width, in frames, of the
+    smoothing of the regions.
     """
-    identities = [one for one in find_identities(people, shots) if np.quantile(one.scores, 0.9) >= TRUSTED]
+    identities = [one for one in find_identities(people, shots) if one.strength >= TRUSTED]
     chosen = choose(identities, subject=subject, width=frame_size[1])
     if chosen is None:
         return None
@@ -155,14 +183,17 @@ def follow(
 def choose(identities: Sequence[Identity], *, subject: Subject, width: int) -> Identity | None:
     """The identity that is meant in a picture of `width` pixels; None where there is none.
 
-    "largest": area × score, summed over time. Otherwise whose middle lies furthest left, furthest right, or nearest to
-    the picture's middle, on average over the frames in which several people are seen. Passers-by do not count.
+    "largest": area × score, summed over time. Otherwise whose middle lies furthest left, furthest right,
+    or nearest to the picture's middle, on average over the frames in which several people are seen.
+    Passers-by do not count.
     """
     ranked = sorted(identities, key=lambda one: -one.weight)
     serious: list[Identity] = []
     for one in ranked:
         # The same person found twice, upside down for instance, would be "leftmost" by a pixel.
-        if one.weight >= MIN_WEIGHT * ranked[0].weight and not any(_is_double(one, other) for other in serious):
+        if one.weight >= MIN_WEIGHT * ranked[0].weight and not any(
+            _is_double(one, other) for other in serious
+        ):
             serious.append(one)
     if not serious or subject == "largest":
         return serious[0] if serious else None
@@ -188,7 +219,7 @@ def _is_double(one: Identity, other: Identity) -> bool:
 
 def pose_box(pose: np.ndarray) -> np.ndarray:
     """The box (4,) around the visible points of a pose's body and feet (133, 3); without area where none is."""
-    points = pose[:FEET.stop][pose[:FEET.stop, 2] >= VISIBLE, :2]
+    points = pose[: FEET.stop][pose[: FEET.stop, 2] >= VISIBLE, :2]
     return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
 
@@ -219,12 +250,15 @@ class Strand:
     regions: list[np.ndarray]  # (4,) each
     looks: np.ndarray  # (L,) running mean
     seen: int  # when last seen, counted in frames looked at
-    pace: np.ndarray = field(default_factory=lambda: np.zeros(REGION))  # change of the region a frame, of late
+    pace: np.ndarray = field(
+        default_factory=lambda: np.zeros(REGION)
+    )  # change of the region a frame, of late
 
     def costs(self, frame: int, found: People, *, alone: bool) -> np.ndarray:
         """How badly each of the people fits as the continuation, (M,); infinite where it cannot be.
 
-        `alone`: nobody else is about, so that looks, which a turn or a patterned suit changes, decide nothing.
+        `alone`: nobody else is about, so that looks, which a turn or a patterned suit changes, decide
+        nothing.
         """
         gap = frame - self.frames[-1]
         expected = self.regions[-1] + self.pace * min(gap, FORECAST_FRAMES)
@@ -320,7 +354,9 @@ def put_together(strands: Sequence[Strand]) -> list[list[Strand]]:
 def _group_cost(one: list[Strand], other: list[Strand]) -> float | None:
     """How little two groups fit together as one person; None where they cannot be."""
     looks = float(looks_cost(_group_looks(one), _group_looks(other)))
-    mixed = sorted([(s.frames[0], 0, s) for s in one] + [(s.frames[0], 1, s) for s in other], key=lambda e: e[:2])
+    mixed = sorted(
+        [(s.frames[0], 0, s) for s in one] + [(s.frames[0], 1, s) for s in other], key=lambda e: e[:2]
+    )
     seams = []
     for (_, side, strand), (_, next_side, after) in zip(mixed, mixed[1:], strict=False):
         if side != next_side:
@@ -397,14 +433,20 @@ def _track(
     count = len(shots)
     regions, weights = np.zeros((count, REGION)), np.zeros(count)
     boxes = np.full((count, 4), np.nan, np.float32)
-    looks = np.tile(parts[0].looks, (count, 1))
+    looks, sure = np.tile(parts[0].looks, (count, 1)), np.zeros(count, bool)
     for part in parts:
         regions[part.frames], weights[part.frames] = part.regions, part.scores
         boxes[part.frames] = part.boxes
-        looks[np.isin(shots, shots[part.frames])] = part.looks
+        here = np.isin(shots, shots[part.frames])
+        looks[here], sure[here] = part.looks, part.strength >= SURE
     seen = weights > 0
     regions = fill_gaps(regions, seen, np.zeros(count, int))  # a shot without anybody needs some place, too
     regions = smooth_track(fill_gaps(regions, seen, shots), weights, shots, half=half, robust=True)
     return SubjectTrack(
-        regions=regions.astype(np.float32), boxes=boxes, looks=looks, others=others, newcomers=newcomers
+        regions=regions.astype(np.float32),
+        boxes=boxes,
+        looks=looks,
+        others=others,
+        sure=sure,
+        newcomers=newcomers,
     )

@@ -62,7 +62,6 @@ def test_prompts_are_cleaned_as_published(prompt, cleaned):
     ],
 )
 def test_broken_unicode_is_mended_as_published(prompt, cleaned):
-    pytest.importorskip("ftfy")
     assert clean_prompt(prompt) == cleaned
 
 

@@ -1,7 +1,8 @@
 """Tiny networks in the real files' formats, that do something whose result is known.
 
-The detector finds red, green and blue things: for each colour its box and a fixed score. The pose network finds the
-brightest red spot; its 133 points lie a few pixels beside it, see `point_offsets`.
+The detector finds red, green and blue things: for each colour its box and a fixed score. The pose network
+finds the brightest red spot; its 133 points lie a few pixels beside it, see `point_offsets`. Fixed networks
+give always the same, and cost nothing.
 """
 
 from pathlib import Path
@@ -57,11 +58,11 @@ RAW = """
     all_classes = Pad (six, to_84_rows)
     output0 = Pad (all_classes, to_8400_columns)
 """
-FOUND_ALREADY = """
-    pixel = Slice (images, origin, corner)
+ALWAYS = """
+    pixel = Slice (input, origin, corner)
     value = ReduceMax <keepdims = 0> (pixel)
     nothing = Mul (value, zero)
-    output0 = Add (rows, nothing)
+    output = Add (result, nothing)
 """
 FIND_SPOT = f"""
     scaled = Mul (input, deviation)
@@ -70,10 +71,13 @@ FIND_SPOT = f"""
 """
 
 
-def write_detector(path: Path, *, raw: bool = False, batch: int | None = 1) -> Path:
+def write_detector(
+    path: Path, *, raw: bool = False, batch: int | None = 1, metadata: dict[str, str] | None = None
+) -> Path:
     """A YOLO-shaped file: (N, 300, 6) corners, score, class; or `raw`, (N, 84, 8400) with doubles left in.
 
-    `batch` None leaves the number of pictures open.
+    `batch` None leaves the number of pictures open. `metadata` is what ultralytics' export writes into the
+    file.
     """
     n = batch or "N"
     output = f"float[{n},84,8400]" if raw else f"float[{n},300,6]"
@@ -89,25 +93,33 @@ def write_detector(path: Path, *, raw: bool = False, batch: int | None = 1) -> P
         "to_84_rows": np.array([0, 0, 0, 0, 79, 0], np.int64),
         "to_8400_columns": np.array([0, 0, 0, 0, 0, 8394], np.int64),
     }
-    model = build(f"float[{n},3,{SIDE},{SIDE}] images", f"{output} output0", FIND_COLOURS + (RAW if raw else CORNERS))
+    nodes = FIND_COLOURS + (RAW if raw else CORNERS)
+    model = build(f"float[{n},3,{SIDE},{SIDE}] images", f"{output} output0", nodes)
     add_constants(model, constants)
+    onnx.helper.set_model_props(model, metadata or {})
     onnx.save(model, path)
     return path
 
 
-def write_fixed_detector(path: Path, rows: np.ndarray) -> Path:
-    """A detector that costs nothing and always finds `rows`, (M, 6) corners, score, class."""
+def write_fixed(path: Path, *, input_shape: tuple[int | str, ...], result: np.ndarray) -> Path:
+    """A network that gives `result` whatever it is shown."""
+    shapes = [",".join(map(str, shape)) for shape in (input_shape, result.shape)]
+    model = build(f"float[{shapes[0]}] input", f"float[{shapes[1]}] output", ALWAYS)
+    origin, corner = np.zeros(4, np.int64), np.ones(4, np.int64)
+    add_constants(model, {"origin": origin, "corner": corner, "zero": np.float32(0), "result": result})
+    onnx.save(model, path)
+    return path
+
+
+def fixed_people(*rows: tuple[float, ...]) -> np.ndarray:
+    """The detector's output, (1, 300, 6), for rows of corners in its square, score, class."""
     found = np.zeros((1, 300, 6), np.float32)
     found[0, : len(rows)] = rows
-    model = build(f"float[1,3,{SIDE},{SIDE}] images", "float[1,300,6] output0", FOUND_ALREADY)
-    origin, corner = np.zeros(4, np.int64), np.ones(4, np.int64)
-    add_constants(model, {"origin": origin, "corner": corner, "zero": np.float32(0), "rows": found})
-    onnx.save(model, path)
-    return path
+    return found
 
 
 def write_pose_network(folder: Path, *, batch: int | None = None) -> Path:
-    """A ViTPose-shaped file, end2end.onnx with its weights in a file beside it, in `folder`, which is returned."""
+    """A ViTPose-shaped file, end2end.onnx its weights in a file beside it, in `folder`, which it returns."""
     folder.mkdir(parents=True, exist_ok=True)
     n = batch or "N"
     model = build(
@@ -122,7 +134,11 @@ def write_pose_network(folder: Path, *, batch: int | None = None) -> Path:
     }
     add_constants(model, constants)
     onnx.save(
-        model, folder / "end2end.onnx", save_as_external_data=True, location="end2end.data", size_threshold=1024
+        model,
+        folder / "end2end.onnx",
+        save_as_external_data=True,
+        location="end2end.data",
+        size_threshold=1024,
     )
     return folder
 
@@ -134,7 +150,7 @@ def point_offsets() -> np.ndarray:
 
 
 def spot_weights() -> np.ndarray:
-    """(133, 3, KERNEL, KERNEL): Gaussians on the red channel with sum 1, moved against the points' offsets."""
+    """(133, 3, KERNEL, KERNEL): Gaussians on the red channel, moved against the points' offsets."""
     # The decoder's convention: a crop's first pixel is its heatmap's first cell.
     place = np.arange(KERNEL) - (KERNEL - STRIDE) // 2
     weights = np.zeros((NUM_POINTS, 3, KERNEL, KERNEL), np.float32)
@@ -155,5 +171,7 @@ def add_constants(model: onnx.ModelProto, constants: dict[str, np.ndarray | np.g
     """Give the model those of the constants that it uses."""
     used = {name for node in model.graph.node for name in node.input}
     model.graph.initializer.extend(
-        onnx.numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items() if name in used
+        onnx.numpy_helper.from_array(np.asarray(value), name)
+        for name, value in constants.items()
+        if name in used
     )

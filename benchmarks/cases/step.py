@@ -87,7 +87,7 @@ def run(bench: Bench) -> None:
 def _check_clip(bench: Bench, config: dict[str, Any]) -> Clip:
     height, width = list(bench.sizes.values())[-1]
     widths = WIDTHS | {name: config[name] for name in WIDTHS if name in config}
-    return Clip.random(widths, height=height, width=width, frames=CHECK_FRAMES, device=bench.device)
+    return Clip.random(widths, height=height, width=width, frames=min(CHECK_FRAMES, bench.frames), device=bench.device)
 
 
 def peers(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.Tensor) -> None:

@@ -1,7 +1,8 @@
-"""The embedded backend: both verbs of preprocessing on a CPU, from six small networks, on all cores."""
+"""The embedded backend: the three verbs of preprocessing on a CPU, from six small networks, on all cores."""
 
 import os
 from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ from ...wan.runtime.errors import NoPersonFound
 from ..backends import Estimate, People
 from ..subjects import follow
 from .blazepose import BlazePose
+from .masks import Segmentation, steady_masks
 from .models import REQUIREMENT, ensure_models
 from .runner import WorkerPool
 
@@ -39,9 +41,18 @@ class EmbeddedBackend:
         """Everybody in each frame, (H, W, 3) uint8 RGB, in the frames' order; close it to stop early."""
         return self._pool.in_order(BlazePose.find, frames)
 
-    def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Estimate, None, None]:
+    def estimate_poses(
+        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> Generator[Estimate, None, None]:
         """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
         return self._pool.in_order(_estimate, frames)
+
+    def track_masks(
+        self, frames: Iterable[np.ndarray], *, regions: np.ndarray, poses: np.ndarray, shots: np.ndarray
+    ) -> Generator[np.ndarray, None, None]:
+        """One person's silhouette a frame, (H, W) uint8 of 0 and 1, in order; close it to stop early."""
+        with closing(self._pool.in_order(_segment, zip(frames, regions, strict=True))) as segmentations:
+            yield from steady_masks(segmentations, poses=poses, shots=shots)
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
         """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
@@ -49,13 +60,20 @@ class EmbeddedBackend:
         Raises NoPersonFound.
         """
         people = self._pool.call(BlazePose.find, picture)
+        shots = np.zeros(1, int)
         size = (picture.shape[0], picture.shape[1])
-        track = follow([people], subject="largest", shots=np.zeros(1, int), frame_size=size, half=0)
-        if track is None:
-            raise NoPersonFound(
-                "no person was found in the picture: use one that shows a single person with head and upper body"
-            )
-        return self._pool.call(_estimate, (picture, track.regions[0])).pose
+        track = follow([people], subject="largest", shots=shots, frame_size=size, half=0)
+        if track is not None:
+            pose = self._pool.call(_estimate, (picture, track.regions[0])).pose
+            if track.without_chairs(pose[None], np.ones(1, bool), shots).all():
+                return pose
+        raise NoPersonFound(
+            "no person was found in the picture: use one that shows a single person with head and upper body"
+        )
+
+
+def _segment(worker: BlazePose, item: tuple[np.ndarray, np.ndarray]) -> Segmentation:
+    return worker.segment(*item)
 
 
 def _estimate(worker: BlazePose, item: tuple[np.ndarray, np.ndarray]) -> Estimate:

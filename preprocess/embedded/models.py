@@ -1,8 +1,8 @@
 """The six embedded model files: fetched once into the user's cache, checked every time. Knows no network.
 
-They lie inside the wheel of `mediapipe` on the package index (Apache-2.0). The wheel is downloaded and unzipped, never
-installed or imported: its package would bring old versions of numpy and protobuf, and its own tracking fails where ours
-does not. The wheel's platform does not matter, the files run everywhere.
+They lie inside the wheel of `mediapipe` on the package index (Apache-2.0). The wheel is downloaded and
+unzipped, never installed or imported: its package would bring old versions of numpy and protobuf, and its own
+tracking fails where ours does not. The wheel's platform does not matter, the files run everywhere.
 """
 
 import errno
@@ -75,8 +75,8 @@ MODEL_FILES: Final[Mapping[str, ModelFile]] = {
 def ensure_models(cache_dir: Path) -> dict[str, Path]:
     """Paths of the six files by the keys of MODEL_FILES, fetched first where any is missing or damaged.
 
-    `cache_dir` is the user's cache folder. Every file is compared with its published sha256. Several processes may do this at once. Raises ModelFilesBroken
-    where the files cannot be had, DiskFull.
+    `cache_dir` is the user's cache folder. Every file is compared with its published sha256. Several
+    processes may do this at once. Raises ModelFilesBroken where the files cannot be had, DiskFull.
     """
     folder = cache_dir / FOLDER
     paths = {key: folder / file.name for key, file in MODEL_FILES.items()}
@@ -126,7 +126,9 @@ def _download_wheel(folder: Path) -> Path:
     )
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
-        complaint = next((line for line in reversed(result.stderr.splitlines()) if line.strip()), "no wheel arrived")
+        complaint = next(
+            (line for line in reversed(result.stderr.splitlines()) if line.strip()), "no wheel arrived"
+        )
         raise ModelFilesBroken(
             f"pip could not download {REQUIREMENT} ({complaint.strip()}): connect to a package index and try again, "
             f"or put the six .tflite files of its wheel into {folder.parent}"
@@ -138,7 +140,11 @@ def _unpack(wheel: Path, file: ModelFile, folder: Path) -> Path:
     """Take one file out of the wheel and check it."""
     target = folder / file.name
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(file.member) as source, target.open("wb") as sink:
+        with (
+            zipfile.ZipFile(wheel) as archive,
+            archive.open(file.member) as source,
+            target.open("wb") as sink,
+        ):
             shutil.copyfileobj(source, sink)
     except (KeyError, zipfile.BadZipFile) as error:
         raise ModelFilesBroken(

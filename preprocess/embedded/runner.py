@@ -1,8 +1,8 @@
 """LiteRT networks and a pool of workers that share the cores: items in, results out, in order. Knows no body.
 
-`invoke` lets go of Python's lock, so single-threaded interpreters side by side use the cores at least as well as one
-with several threads, and the numpy work around them runs in parallel too. An interpreter serves one thread at a time:
-a worker owns a whole set of them and is lent out for one item.
+`invoke` lets go of Python's lock, so single-threaded interpreters side by side use the cores at least as well
+as one with several threads, and the numpy work around them runs in parallel too. An interpreter serves one
+thread at a time: a worker owns a whole set of them and is lent out for one item.
 """
 
 from collections import deque
@@ -63,11 +63,13 @@ class WorkerPool(Generic[Worker]):
         finally:
             self._idle.put(worker)
 
-    def in_order(self, verb: Callable[[Worker, Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
+    def in_order(
+        self, verb: Callable[[Worker, Item], Result], items: Iterable[Item]
+    ) -> Generator[Result, None, None]:
         """Results in the items' order, computed a few items ahead.
 
-        Close the iterator (`contextlib.closing`) when leaving early: it waits for what is in hand, drops what is
-        waiting, and leaves no thread. An error in `verb` or in `items` comes out here.
+        Close the iterator (`contextlib.closing`) when leaving early: it waits for what is in hand,
+        drops what is waiting, and leaves no thread. An error in `verb` or in `items` comes out here.
         """
         pending: deque[Future[Result]] = deque()
         threads = ThreadPoolExecutor(self._size, thread_name_prefix="embedded")

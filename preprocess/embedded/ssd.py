@@ -1,7 +1,8 @@
 """Single-shot detection arithmetic: anchors, decoding of raw outputs, weighted suppression. Pure; knows no model.
 
-BlazePose's and BlazeFace's detectors predict, for every anchor, a box and a few named points in units of the network's
-input side, relative to the anchor's centre. Coordinates in and out are normalised to 0…1 of the square input.
+BlazePose's and BlazeFace's detectors predict, for every anchor, a box and a few named points in units of the
+network's input side, relative to the anchor's centre. Coordinates in and out are normalised to 0…1 of the
+square input.
 """
 
 from dataclasses import dataclass
@@ -26,8 +27,8 @@ class Detection:
 def anchor_centres(side: int, strides: tuple[int, ...], *, per_layer: int = 2) -> np.ndarray:
     """Centres of all anchors of a square network with fixed anchor sizes, in the order of its outputs.
 
-    `strides` lists one value a layer; neighbouring layers of the same stride share a grid, whose cells then hold the
-    anchors of all of them next to each other. Returns (A, 2) float32, x and y in 0…1.
+    `strides` lists one value a layer; neighbouring layers of the same stride share a grid, whose cells
+    then hold the anchors of all of them next to each other. Returns (A, 2) float32, x and y in 0…1.
     """
     grids = []
     layer = 0

@@ -1,8 +1,9 @@
 """BlazePose's 33 body points, face mesh and hands in, the 133 points of a whole body out. Pure; knows no network.
 
-Both sets name mostly the same joints in another order. What BlazePose lacks is settled here: it has no small toe (the
-big toe's place is used), no jaw line of 17 points (the mesh's outline is divided evenly), and no score for the single
-points of a face or hand (the whole part's is used). "Left" and "right" are the person's own, unless said.
+Both sets name mostly the same joints in another order. What BlazePose lacks is settled here: it has no small
+toe (the big toe's place is used), no jaw line of 17 points (the mesh's outline is divided evenly), and no
+score for the single points of a face or hand (the whole part's is used). "Left" and "right" are the person's
+own, unless said.
 """
 
 from dataclasses import dataclass
@@ -15,13 +16,19 @@ from ..keypoints import (
     FACE,
     FEET,
     HEAD,
+    LEFT_ANKLE,
+    LEFT_ELBOW,
     LEFT_EYE,
     LEFT_HAND,
+    LEFT_KNEE,
     LEFT_WRIST,
     NOSE,
     NUM_KEYPOINTS,
+    RIGHT_ANKLE,
+    RIGHT_ELBOW,
     RIGHT_EYE,
     RIGHT_HAND,
+    RIGHT_KNEE,
     RIGHT_WRIST,
 )
 
@@ -34,9 +41,21 @@ FEET_FROM: Final = (31, 31, 29, 32, 32, 30)  # "foot index" stands for both toes
 SMALL_TOES: Final = (18, 21)  # of the 133
 SMALL_TOE_TRUST: Final = 0.9  # its place is the big toe's; Wan's drawing uses the mean of both
 
+UNSEEN: Final = 0.3  # score below which a joint proves nothing
+LIMB_ENDS: Final = (  # end of a limb, the joint before it, and what else proves it; feet after the ankles they need
+    (LEFT_WRIST, LEFT_ELBOW, LEFT_HAND.start),
+    (RIGHT_WRIST, RIGHT_ELBOW, RIGHT_HAND.start),
+    (LEFT_ANKLE, LEFT_KNEE, None),
+    (RIGHT_ANKLE, RIGHT_KNEE, None),
+    *((point, LEFT_ANKLE, None) for point in (17, 18, 19)),
+    *((point, RIGHT_ANKLE, None) for point in (20, 21, 22)),
+)
+
 BLAZE_NOSE: Final = 0  # of BlazePose's 33
 TORSO: Final = (11, 12, 23, 24)  # shoulders and hips, left first
-MIN_NECK_OF_WIDTH: Final = 0.3  # nose above the shoulders, of their width; measured 0.31 to 0.8, without a head to 0.26
+MIN_NECK_OF_WIDTH: Final = (
+    0.3  # nose above the shoulders, of their width; measured 0.31 to 0.8, without a head to 0.26
+)
 MIN_NECK_OF_TORSO: Final = 0.12  # the same for people seen from the side
 CROWN: Final = 0.3  # of the shoulders' width, from the nose to where the head certainly goes on
 
@@ -53,7 +72,11 @@ MIDDLE_KNUCKLE: Final = 9  # of a hand's 21 points; 0 is the wrist
 NEAR_WRIST: Final = 0.3  # palms between body's and hand's wrist: up to here the body's is kept, …
 FAR_WRIST: Final = 0.9  # … from here on the hand's is taken
 HEAD_IN_MESH: Final = [NOSE, LEFT_EYE, RIGHT_EYE]
-MESH_OF_HEAD: Final = ((4,), (362, 263), (33, 133))  # tip of the nose; corners of the person's left and right eye
+MESH_OF_HEAD: Final = (
+    (4,),
+    (362, 263),
+    (33, 133),
+)  # tip of the nose; corners of the person's left and right eye
 INSIDE_FACE: Final = (*BROWS, *NOSE_LINE, *EYES, *OUTER_LIPS, *INNER_LIPS)
 
 
@@ -85,8 +108,8 @@ def whole_body(
 ) -> np.ndarray:
     """One person's 133 points: (133, 3) float32, x, y in pixels and score 0…1.
 
-    A part that is None gets coordinates 0 and score 0. Points outside the picture of `frame_size` = (H, W) keep their
-    coordinates and get score 0.
+    A part that is None gets coordinates 0 and score 0. Points outside the picture of `frame_size` = (H,
+    W) keep their coordinates and get score 0.
     """
     pose = np.zeros((NUM_KEYPOINTS, 3), np.float32)
     for target, source in ((BODY, BODY_FROM), (FEET, FEET_FROM)):
@@ -104,6 +127,10 @@ def whole_body(
             pose[target, :2], pose[target, 2] = hand.points, hand.score
             pose[wrist] = _wrist(pose[wrist], hand)
     pose[~inside(pose[:, :2], frame_size), 2] = 0.0
+    # A wrist whose elbow is outside the picture, without a hand on it, is a guess onto whatever lies there.
+    for end, joint, proof in LIMB_ENDS:
+        if pose[joint, 2] < UNSEEN and (proof is None or pose[proof, 2] < UNSEEN):
+            pose[end, 2] = 0.0
     return pose
 
 
@@ -128,7 +155,9 @@ def head_is_credible(points: np.ndarray, frame_size: tuple[int, int]) -> bool:
     width = float(np.linalg.norm(left - right))
     height = float((points[BLAZE_NOSE] - shoulders) @ up)
     crown = points[BLAZE_NOSE] + CROWN * width * up
-    return height >= max(MIN_NECK_OF_WIDTH * width, MIN_NECK_OF_TORSO * torso) and bool(inside(crown, frame_size))
+    return height >= max(MIN_NECK_OF_WIDTH * width, MIN_NECK_OF_TORSO * torso) and bool(
+        inside(crown, frame_size)
+    )
 
 
 def face_points(mesh: np.ndarray) -> np.ndarray:

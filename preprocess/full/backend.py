@@ -27,10 +27,10 @@ from .detector import Detections, IdentityTracker, PersonDetector
 from .vitpose import VitPose
 
 VERSION: Final = 1  # raise it when results change
-SURE_POINTS: Final = 7  # of the body, whose mean score says that somebody is there: as many as a head and shoulders have
+SURE_POINTS: Final = 7  # of the body: as many as head and shoulders have; their mean score is the presence
 
-# Where shoulders, hips and knees are in the box of somebody who stands: share of its height, and of its width to each
-# side of the middle. Only for colours, which are compared with those from the same places of other boxes.
+# Where shoulders, hips and knees are in the box of somebody who stands: share of its height, and of its width
+# to each side of the middle. For colours only, to be compared with those in the same places of other boxes.
 JOINTS_IN_BOX: Final = (
     (LEFT_SHOULDER, RIGHT_SHOULDER, 0.22),
     (LEFT_HIP, RIGHT_HIP, 0.52),
@@ -47,13 +47,14 @@ class TrackedPeople(People):
 
 
 class FullBackend:
-    """A `Backend` over two networks; a region is the middle of a box and half its sides. Serves one thread at a time.
+    """A `Backend` over two networks. Serves one thread at a time.
 
-    The networks load when they are first used and stay until `release`.
+    A region is the middle of a box and half its sides. The networks load when they are first used, and stay
+    until `release`.
     """
 
     def __init__(self, *, detector: Path, pose: Path, device: str) -> None:
-        """`detector` is yolov10m.onnx, `pose` the ViTPose-H folder or its .onnx file; `device` "cpu" or "cuda[:N]"."""
+        """`detector`: yolov10m.onnx; `pose`: the ViTPose-H folder or file; `device`: "cpu" or "cuda[:N]"."""
         self._detector_path = detector
         self._pose_path = pose
         self._device = device
@@ -77,7 +78,7 @@ class FullBackend:
         self._detector = self._pose = None
 
     def find_people(self, frames: Iterable[np.ndarray]) -> Generator[People, None, None]:
-        """Everybody in each frame, (H, W, 3) uint8 RGB, in the frames' order, as `TrackedPeople`; close it to stop."""
+        """Everybody in each frame, (H, W, 3) uint8 RGB, in order, as `TrackedPeople`; close to stop early."""
         if self._detector is None:
             self._detector = PersonDetector(self._detector_path, device=self._device)
         tracker = IdentityTracker()
@@ -87,7 +88,9 @@ class FullBackend:
                 height, width = frame.shape[:2]
                 yield _people(frame, detections, tracker.follow(detections, height=height, width=width))
 
-    def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Generator[Estimate, None, None]:
+    def estimate_poses(
+        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> Generator[Estimate, None, None]:
         """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
         if self._pose is None:
             self._pose = VitPose(self._pose_path, device=self._device)
@@ -95,10 +98,11 @@ class FullBackend:
         boxes = ((frame, box_of(region)) for frame, region in seen)
         with closing(self._pose(boxes)) as poses:
             for pose, (frame, region) in zip(poses, shown, strict=True):
-                yield Estimate(pose=pose, presence=presence_of(pose), looks=box_colours(frame, box_of(region)))
+                looks = box_colours(frame, box_of(region))
+                yield Estimate(pose=pose, presence=presence_of(pose), looks=looks)
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
-        """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
+        """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32.
 
         Raises NoPersonFound.
         """
@@ -108,14 +112,15 @@ class FullBackend:
         track = follow([people], subject="largest", shots=np.zeros(1, int), frame_size=size, half=0)
         if track is None:
             raise NoPersonFound(
-                "no person was found in the picture: use one that shows a single person with head and upper body"
+                "no person was found in the picture: "
+                "use one that shows a single person with head and upper body"
             )
         with closing(self.estimate_poses([(picture, track.regions[0])])) as estimates:
             return next(estimates).pose
 
 
 def region_of(boxes: np.ndarray) -> np.ndarray:
-    """Boxes (…, 4) of corners → regions (…, 4): middle, and half of width and height, which is what a size is."""
+    """Boxes (…, 4) of corners → regions (…, 4): the middle, and half of width and height."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return np.concatenate([(low + high) / 2, (high - low) / 2], axis=-1).astype(np.float32)
 
@@ -132,7 +137,7 @@ def presence_of(pose: np.ndarray) -> float:
 
 
 def box_colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """What somebody in a box (4,) looks like: (LOOKS,) float32, as `body_colours` of somebody who stands in it."""
+    """How somebody in a box (4,) looks: (LOOKS,) float32, the `body_colours` of somebody who stands in it."""
     (x0, y0, x1, y1) = box
     pose = np.zeros((NUM_KEYPOINTS, 3), np.float32)
     for left, right, down in JOINTS_IN_BOX:

@@ -1,9 +1,9 @@
 """Frames in, everybody in them out, each with an identity: YOLOv10m and BoT-SORT through ultralytics.
 
-ultralytics and the YOLOv10 weights are AGPL-3.0; nothing else in this project depends on either. The library likes to
-install packages, look for updates, report its use and keep settings in the user's home, and it changes the process it is
-imported into; none of that happens here (`_library`). Who is meant, and what happens in gaps and at cuts, lies elsewhere.
-M people.
+ultralytics and the YOLOv10 weights are AGPL-3.0; nothing else in this project depends on either. The library
+likes to install packages, look for updates, report its use and keep settings in the user's home, and it
+changes the process it is imported into; none of that happens here (`_library`). Who is meant, and what
+happens in gaps and at cuts, lies elsewhere. M people.
 """
 
 import logging
@@ -29,15 +29,20 @@ from .onnx_session import broken, existing, load_runtime, require_device
 SIDE: Final = 640  # pixels; the network's input is square
 GREY: Final = 114 / 255  # around the picture, as in the network's training
 PERSON: Final = 0  # class number in COCO's order
-MIN_SCORE: Final = 0.1  # from which a detection can continue an identity; beginning one takes TRACKER's new_track_thresh
-MAX_OVERLAP: Final = 0.7  # intersection over union of two people, where the file leaves removing doubles to us
+MIN_SCORE: Final = (
+    0.1  # from which a detection can continue an identity; beginning one takes TRACKER's new_track_thresh
+)
+MAX_OVERLAP: Final = (
+    0.7  # intersection over union of two people, where the file leaves removing doubles to us
+)
 MAX_PEOPLE: Final = 30
 BATCH: Final = 8  # where the file leaves it open
 NOBODY_KNOWS: Final = -1  # identity of a detection that belongs to no track (yet)
 
-# BoT-SORT without camera motion compensation, ultralytics 8.4.190's values otherwise. In 576 simulated crossings of two
-# people (five speeds and depths, merged and missed boxes, a shaking camera) it gave one person a second identity 70
-# times, and mixed two up in 12 runs; ByteTrack 128 and 13. The compensation costs more than everything else here.
+# BoT-SORT without camera motion compensation, ultralytics 8.4.190's values otherwise. In 576 simulated
+# crossings of two people (four speeds, three sizes, merged and missed boxes, a shaking camera) it changed
+# somebody's identity 70 times and mixed two people up in 12; ByteTrack 128 and 13. The compensation alone
+# would cost more than everything else here.
 TRACKER: Final = {
     "tracker_type": "botsort",
     "track_high_thresh": 0.25,
@@ -66,10 +71,10 @@ class PersonDetector:
     """The detector. Serves one thread at a time."""
 
     def __init__(self, path: Path, *, device: str) -> None:
-        """Load `path`, a YOLO .onnx file of either output form, (1, 300, 6) or (1, 84, 8400), on "cpu" or "cuda[:N]".
+        """Load a YOLO .onnx file with either output, (1, 300, 6) or (1, 84, 8400), on "cpu" or "cuda[:N]".
 
-        Raises ModelFilesBroken where the file is missing or another network, SetupFailed where ultralytics is missing
-        or the device cannot be used.
+        Raises ModelFilesBroken where the file is missing or another network, SetupFailed where ultralytics is
+        missing or the device cannot be used.
         """
         file = existing(path)
         load_runtime(device)
@@ -78,7 +83,9 @@ class PersonDetector:
         with _untouched_process():
             model = self._library.YOLO(file, task="detect")
             try:  # the session is made at the first picture
-                model.predict(np.zeros((SIDE, SIDE, 3), np.uint8), device=self._device, imgsz=SIDE, verbose=False)
+                model.predict(
+                    np.zeros((SIDE, SIDE, 3), np.uint8), device=self._device, imgsz=SIDE, verbose=False
+                )
             except Exception as error:  # ultralytics hands on whatever onnxruntime, torch or itself raise
                 raise broken(path, error) from error
         self._network: Any = model.predictor.model
@@ -145,7 +152,7 @@ class Fit:
 
 
 def letterbox(frame: np.ndarray, square: np.ndarray) -> Fit:
-    """Fit a frame, (H, W, 3) uint8 RGB, into the middle of `square`, (3, S, S) float32, in place, with values 0…1.
+    """Fit a frame, (H, W, 3) uint8 RGB, into the middle of `square`, (3, S, S) float32, in place, as 0…1.
 
     The official code stretches instead, and people become wide. Sizes and rounding are ultralytics' own.
     """
@@ -170,13 +177,15 @@ def _usable(device: str) -> torch.device:
     try:
         torch.zeros(1, device=usable)
     except (RuntimeError, AssertionError) as error:
-        raise SetupFailed(f"torch cannot use {device} ({error}): see its requirements in the README") from error
+        raise SetupFailed(
+            f"torch cannot use {device} ({error}): see its requirements in the README"
+        ) from error
     return usable
 
 
 @cache
 def _library() -> SimpleNamespace:
-    """What is needed of ultralytics, imported without its habits. Raises SetupFailed where it is not installed."""
+    """What is needed of ultralytics, imported without its habits. Raises SetupFailed where it is missing."""
     try:
         with tempfile.TemporaryDirectory() as settings, _untouched_process(), np.printoptions():
             os.environ.update(
@@ -191,10 +200,12 @@ def _library() -> SimpleNamespace:
             from ultralytics.utils import checks, events  # noqa: PLC0415
             from ultralytics.utils.nms import non_max_suppression  # noqa: PLC0415
     except ImportError as error:
-        raise SetupFailed(f"ultralytics cannot be imported ({error}): install requirements.txt afresh") from error
+        raise SetupFailed(
+            f"ultralytics cannot be imported ({error}): install requirements.txt afresh"
+        ) from error
     torch.set_printoptions(profile="default")
     # Again, for a process that had it imported with its defaults already.
-    checks.AUTOINSTALL = False
+    setattr(checks, "AUTOINSTALL", False)  # noqa: B010 - not one of the module's public names
     events.events.enabled = False
     _calm(logging.getLogger("ultralytics"))
     return SimpleNamespace(YOLO=YOLO, Boxes=Boxes, BOTSORT=BOTSORT, non_max_suppression=non_max_suppression)
@@ -217,7 +228,9 @@ def _untouched_process() -> Iterator[None]:
         torch.get_num_threads(),
         torch.save,
     )
-    os.environ["ULTRALYTICS_SKIP_REQUIREMENTS_CHECKS"] = "true"  # or it wants the package onnx beside onnxruntime
+    os.environ["ULTRALYTICS_SKIP_REQUIREMENTS_CHECKS"] = (
+        "true"  # or it wants the package onnx beside onnxruntime
+    )
     try:
         with warnings.catch_warnings():
             yield

@@ -1,9 +1,10 @@
-"""Heatmaps in, points in the picture out: the peak of every map, refined below its grid. Pure; knows no model.
+"""Heatmaps in, points in the picture out: every map's peak, refined below its grid. Pure; knows no model.
 
-DARK decoding (Zhang et al. 2020, "Distribution-Aware Coordinate Representation"): the map is blurred with the Gaussian
-it was trained on, and a parabola through the logarithm of its peak's neighbours gives the place between the cells. The
-numbers are those of Wan2.2 wan/modules/animate/preprocess/pose2d_utils.py (keypoints_from_heatmaps, unbiased), which
-blurs whole maps; a peak needs 15 × 15 of their cells. N people, K points, h w cells.
+DARK decoding (Zhang et al. 2020, "Distribution-Aware Coordinate Representation"): the map is blurred with the
+Gaussian it was trained on, and a parabola through the logarithm of its peak's neighbours gives the place
+between the cells. The numbers are those of Wan2.2 wan/modules/animate/preprocess/pose2d_utils.py
+(keypoints_from_heatmaps, unbiased), which blurs whole maps; a peak needs 15 × 15 of their cells. N people, K
+points, h w cells.
 """
 
 from typing import Final
@@ -22,8 +23,8 @@ MIN_VALUE: Final = 1e-10  # of a blurred map scaled to its old peak, before the 
 def decode_heatmaps(heatmaps: np.ndarray, *, centres: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Points of N people: (N, K, 3) float32, x, y in pixels of the picture and the peak's height as score.
 
-    `heatmaps` is (N, K, h, w) float32; map n covers the box of `sizes[n]` = (width, height) around `centres[n]` = (x, y).
-    A map without anything above 0 gives cell (−1, −1), outside its box, and its score ≤ 0.
+    `heatmaps` is (N, K, h, w) float32; map n covers the box of `sizes[n]` = (width, height) around
+    `centres[n]` = (x, y). A map without anything above 0 gives cell (−1, −1), outside its box; score ≤ 0.
     """
     height, width = heatmaps.shape[2:]
     cells, scores = _peaks(heatmaps)
@@ -34,7 +35,7 @@ def decode_heatmaps(heatmaps: np.ndarray, *, centres: np.ndarray, sizes: np.ndar
 
 
 def _peaks(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Highest cell of every map, x and y (N, K, 2) float64, −1 without anything above 0; its height (N, K)."""
+    """Every map's highest cell, x and y (N, K, 2), −1 without anything above 0, and its height (N, K)."""
     flat = rearrange(heatmaps, "n k h w -> n k (h w)")
     best = flat.argmax(axis=2)
     scores = np.take_along_axis(flat, best[..., None], axis=2)[..., 0]
@@ -44,14 +45,16 @@ def _peaks(heatmaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _offsets(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """From each peak's cell to the top of its parabola: (N, K, 2) cells; 0 for a peak at the edge or on a plateau."""
+    """From each peak's cell to its parabola's top: (N, K, 2); 0 for a peak at the edge or on a plateau."""
     height, width = heatmaps.shape[2:]
     offsets = np.zeros(cells.shape)
     inside = ((cells > 1) & (cells < (width - REACH, height - REACH))).all(axis=2)
     people, points = np.nonzero(inside)
     if not len(people):
         return offsets
-    logs = np.log(_blurred_peaks(heatmaps, people, points, cells[inside]))  # (n, 5, 5), the peak in the middle
+    logs = np.log(
+        _blurred_peaks(heatmaps, people, points, cells[inside])
+    )  # (n, 5, 5), the peak in the middle
     here = logs[:, 2, 2]
     dx = (logs[:, 2, 3] - logs[:, 2, 1]) / 2
     dy = (logs[:, 3, 2] - logs[:, 1, 2]) / 2
@@ -71,8 +74,8 @@ def _blurred_peaks(
 ) -> np.ndarray:
     """The blurred maps around n peaks, (n, 5, 5) float64, up to a factor and ≥ MIN_VALUE.
 
-    The reference scales every blurred map back to its old peak. A factor does not move the parabola's top, so it only
-    matters where the lower limit cuts in; there the whole map is blurred.
+    The reference scales every blurred map back to its old peak. A factor does not move the parabola's top, so
+    it only matters where the lower limit cuts in; there the whole map is blurred.
     """
     height, width = heatmaps.shape[2:]
     window = np.arange(-RADIUS - REACH, RADIUS + REACH + 1)
@@ -86,7 +89,9 @@ def _blurred_peaks(
     blurred = taps @ patches @ taps.T  # (n, 5, 5)
     for index in np.flatnonzero(blurred.min(axis=(1, 2)) < 2 * MIN_VALUE):
         whole = heatmaps[people[index], points[index]]
-        top = cv2.GaussianBlur(np.pad(whole, RADIUS), (KERNEL, KERNEL), 0)[RADIUS:-RADIUS, RADIUS:-RADIUS].max()
+        top = cv2.GaussianBlur(np.pad(whole, RADIUS), (KERNEL, KERNEL), 0)[
+            RADIUS:-RADIUS, RADIUS:-RADIUS
+        ].max()
         blurred[index] = np.maximum(blurred[index] * (whole.max() / top), MIN_VALUE)
     return blurred
 

@@ -1,14 +1,17 @@
 """An .onnx file as a function of one batch, on exactly the device that was asked for. Knows no picture.
 
-onnxruntime falls back to the CPU in silence where its CUDA half does not load, and then a minute's video takes hours.
-Here that is an error that names its cause. The library is imported when the first file is opened.
+onnxruntime falls back to the CPU in silence where its CUDA half does not load, and then a minute's video
+takes hours. Here that is an error that names its cause. Since 1.29 it also reports its use to its maker; here
+it does not. It is imported with the first file.
 """
 
 import contextlib
 import ctypes
 import io
 import logging
+import os
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -26,8 +29,8 @@ SUPPORTED: Final = ("cpu", "cuda")
 SILENT: Final = 4  # onnxruntime's log severity "fatal": whatever else it has to say comes as an exception too
 CUDA_LIBRARIES: Final = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
 INSTALL_HINT: Final = (
-    "install requirements.txt afresh, without a second package called onnxruntime beside onnxruntime-gpu, and an NVIDIA "
-    'driver ≥ 580, or choose {"preprocessing": "embedded"}'
+    "install requirements.txt afresh, without a package called onnxruntime beside onnxruntime-gpu, "
+    'and an NVIDIA driver ≥ 580, or choose {"preprocessing": "embedded"}'
 )
 
 
@@ -37,8 +40,8 @@ class OnnxNetwork:
     def __init__(self, path: Path, *, device: str) -> None:
         """Load `path`, an .onnx file with its external data beside it, on "cpu", "cuda" or "cuda:N".
 
-        Raises ModelFilesBroken where the file or its data is missing or damaged, SetupFailed where the device cannot
-        be used.
+        Raises ModelFilesBroken where the file or its data is missing or damaged, SetupFailed where the device
+        cannot be used.
         """
         runtime = load_runtime(device)
         options = runtime.SessionOptions()
@@ -62,7 +65,7 @@ class OnnxNetwork:
     def __call__(self, batch: np.ndarray) -> np.ndarray:
         """(N, C, H, W) float32 → the first output, float32.
 
-        A file made for a fixed number N takes any number: what is missing is filled up, what is too much waits.
+        A file made for a fixed N takes any number: what is missing is filled up, what is too much waits.
         """
         fixed = self.input_shape[0]
         if fixed is None or len(batch) == fixed:
@@ -71,7 +74,9 @@ class OnnxNetwork:
         for start in range(0, len(batch), fixed):
             part = batch[start : start + fixed]
             lacking = fixed - len(part)
-            filled = np.concatenate([part, np.zeros((lacking, *part.shape[1:]), part.dtype)]) if lacking else part
+            filled = (
+                np.concatenate([part, np.zeros((lacking, *part.shape[1:]), part.dtype)]) if lacking else part
+            )
             parts.append(self._run(filled)[: len(part)])
         return np.concatenate(parts)
 
@@ -79,13 +84,15 @@ class OnnxNetwork:
         return self._session.run(None, {self._input: batch})[0]
 
 
-def load_runtime(device: str) -> Any:
-    """The onnxruntime module, ready for that device. Raises SetupFailed where it is not installed or lacks CUDA."""
-    kind = device.split(":")[0]
+def load_runtime(device: str) -> ModuleType:
+    """The onnxruntime module, ready for that device. Raises SetupFailed where it is missing or lacks CUDA."""
+    kind, _, _ = device.partition(":")
     if kind not in SUPPORTED:
         raise ValueError(f"device must be one of {', '.join(SUPPORTED)}, got {device!r}")
     try:
-        import onnxruntime as runtime
+        # Read once, when it initialises; docs/Privacy.md in its repository. Left for child processes, too.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+        import onnxruntime as runtime  # noqa: PLC0415 - only where this backend is used
     except ImportError as error:
         raise SetupFailed(f"onnxruntime cannot be imported ({error}): {INSTALL_HINT}") from error
     runtime.set_default_logger_severity(SILENT)
@@ -105,8 +112,8 @@ def require_device(session: "onnxruntime.InferenceSession", device: str) -> None
     used = session.get_providers()[0]
     if device != "cpu" and used != CUDA:
         raise SetupFailed(
-            f"people and poses cannot be found on {device}, onnxruntime's CUDA part does not load ({_cause()}): "
-            f"{INSTALL_HINT}"
+            f"people and poses cannot be found on {device}, "
+            f"onnxruntime's CUDA part does not load ({_cause()}): {INSTALL_HINT}"
         )
 
 
@@ -135,11 +142,11 @@ def _providers(device: str) -> list[Any]:
 
 def _cause() -> str:
     """Why the CUDA part does not load: onnxruntime itself only logs it."""
-    import onnxruntime as runtime
+    import onnxruntime as runtime  # noqa: PLC0415
 
     for name in CUDA_LIBRARIES:
         try:
-            ctypes.CDLL(str(Path(runtime.__file__).parent / "capi" / name), mode=ctypes.RTLD_GLOBAL)
+            ctypes.CDLL(str(Path(str(runtime.__file__)).parent / "capi" / name), mode=ctypes.RTLD_GLOBAL)
         except OSError as error:
             return str(error)
     return "it finds no device that it supports"

@@ -1,10 +1,10 @@
-"""Pictures with one box each in, 133 points a picture out: ViTPose-H on onnxruntime, in batches. Knows no video.
+"""Pictures with a box each in, 133 points a picture out: ViTPose-H on onnxruntime. Knows no video.
 
-Geometry and normalisation are those of Wan2.2 wan/modules/animate/preprocess/pose2d.py (ViTPose.preprocess), but for the
-colours: the official code hands its network BGR by mistake, it was trained on RGB.
+Geometry and normalisation are those of Wan2.2 wan/modules/animate/preprocess/pose2d.py (ViTPose.preprocess),
+but for the colours: the official code hands its network BGR by mistake, it was trained on RGB.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -31,7 +31,7 @@ class VitPose:
     """The whole-body pose network. Serves one thread at a time."""
 
     def __init__(self, path: Path, *, device: str) -> None:
-        """`path` is the .onnx file, or the folder that holds it as end2end.onnx; `device` "cpu", "cuda" or "cuda:N".
+        """`path`: the .onnx file, or the folder that holds it as end2end.onnx; `device`: "cpu" or "cuda[:N]".
 
         Raises ModelFilesBroken and SetupFailed, as OnnxNetwork does.
         """
@@ -39,14 +39,18 @@ class VitPose:
         self._network = OnnxNetwork(file, device=device)
         if self._network.input_shape[1:] != (3, HEIGHT, WIDTH):
             shape = self._network.input_shape
-            raise ModelFilesBroken(f"{file} takes {shape}, not (N, 3, {HEIGHT}, {WIDTH}): it is another network")
+            raise ModelFilesBroken(
+                f"{file} takes {shape}, not (N, 3, {HEIGHT}, {WIDTH}): it is another network"
+            )
         self._batch = self._network.input_shape[0] or BATCH
 
-    def __call__(self, pictures: Iterable[tuple[np.ndarray, np.ndarray | None]]) -> Iterator[np.ndarray]:
+    def __call__(
+        self, pictures: Iterable[tuple[np.ndarray, np.ndarray | None]]
+    ) -> Generator[np.ndarray, None, None]:
         """Points of each picture's person, in order: (133, 3) float32, x, y in pixels, score about 0…1.
 
-        Each entry is a picture, (H, W, 3) uint8 RGB, and a box, (4,) x0, y0, x1, y1, or None for the whole picture.
-        Reads a batch ahead at most.
+        Each entry is a picture, (H, W, 3) uint8 RGB, and a box, (4,) x0, y0, x1, y1, or None for the whole
+        picture. Reads a batch ahead at most.
         """
         entries = iter(pictures)
         while batch := list(islice(entries, self._batch)):
@@ -60,12 +64,14 @@ class VitPose:
             inputs[index] = crop_person(picture, centre=centres[index], size=sizes[index])
         heatmaps = self._network(inputs)
         if heatmaps.shape[1] != NUM_KEYPOINTS:
-            raise ModelFilesBroken(f"the pose network gives {heatmaps.shape[1]} points instead of {NUM_KEYPOINTS}")
+            raise ModelFilesBroken(
+                f"the pose network gives {heatmaps.shape[1]} points instead of {NUM_KEYPOINTS}"
+            )
         return decode_heatmaps(heatmaps, centres=centres, sizes=sizes)
 
 
 def crop_box(box: np.ndarray | None, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Centre (x, y) and size (width, height) of the crop around a box (4,), float64 pixels, in the network's aspect.
+    """Centre (x, y) and size (width, height) in pixels of the crop around a box (4,), in the network's shape.
 
     None, or a box too small to see anything in, means the whole picture of `height` × `width`.
     """
@@ -77,7 +83,7 @@ def crop_box(box: np.ndarray | None, height: int, width: int) -> tuple[np.ndarra
 
 
 def crop_person(picture: np.ndarray, *, centre: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """The network's input for one crop: (3, 256, 192) float32 normalised RGB; black beyond the picture's edges."""
+    """The network's input for one crop: (3, 256, 192) float32 normalised RGB; black beyond the picture."""
     (left, top), (right, bottom) = whole_pixels(centre, size)
     height, width = picture.shape[:2]
     crop = np.zeros((bottom - top, right - left, 3), np.float32)
@@ -100,7 +106,7 @@ def whole_pixels(centre: np.ndarray, size: np.ndarray) -> tuple[tuple[int, int],
     The points are mapped back with the unrounded box; half a pixel between the two is the official rounding.
     """
     side = np.array([WIDTH, HEIGHT])
-    # Through the map from picture to crop, as the official code goes: a tie between two pixels falls the same way.
+    # Through the map from picture to crop, as officially: a tie between two pixels then falls the same way.
     stretch, offset = side / size, side * (0.5 - centre / size)
     corners = np.rint([-offset / stretch, (side - offset) / stretch]).astype(int)
     (left, top), (right, bottom) = corners.tolist()

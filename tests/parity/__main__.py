@@ -1,7 +1,7 @@
-"""python -m tests.parity PATH…: everything recorded of Wan2.2 in these folders and files, beside what we compute.
+"""python -m tests.parity PATH…: recordings of Wan2.2 in these folders and files, beside what we compute.
 
-One line a case; exit 1 where one fails, where a file is of an unknown kind, where a kind that must match is not covered
-by code, or where there is nothing to compare.
+One line a case, then the counts. Exit 1 where a case fails, where a file is of an unknown kind, where a kind
+that must match is not covered by code, or where there is nothing to compare.
 """
 
 import argparse
@@ -12,7 +12,9 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the report; the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.parity", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.parity", description="Compare recordings of Wan2.2"
+    )
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a folder or file of recordings")
     paths = parser.parse_args(arguments).paths
     for path in paths:

@@ -1,7 +1,7 @@
 """Which kinds of fixtures there are, how their files are named, and which of them must match. Pure.
 
-The layout is that of the published set: `preprocess/`, `model/`, `pipeline/`, each with a README of its own. A file is
-recognised by its name and its folder's name, so any part of the set can be handed over on its own.
+The layout is that of the published set: `preprocess/`, `model/`, `pipeline/`. A file is recognised by its
+name and its folder's name, so any part of the set can be handed over on its own.
 """
 
 import re
@@ -53,15 +53,23 @@ class Fixture:
         return f"{self.kind.group}/{inner}{self.path.stem}"
 
 
-def _pictures(name: str, file: str, **more: str) -> Kind:
+def _pictures(name: str, file: str, *, different: str = "") -> Kind:
     """Recordings of one npz each, in a folder of their own, maybe with a picture to look at."""
-    return Kind(f"preprocess/{name}", name.split("/")[0], rf"(?P<stem>{file})\.(npz|png)", "{stem}.npz", **more)
+    return Kind(
+        f"preprocess/{name}",
+        name.partition("/")[0],
+        rf"(?P<stem>{file})\.(npz|png)",
+        "{stem}.npz",
+        different=different,
+    )
 
 
-def _table(name: str, *, folder: str = ANYWHERE, **more: str) -> Kind:
+def _table(name: str, *, folder: str = ANYWHERE, different: str = "") -> Kind:
     """Many cases in one JSON file."""
-    stem = name.split("/")[-1]
-    return Kind(f"preprocess/{name}", folder, re.escape(stem) + r"\.json", f"{stem}.json", **more)
+    stem = name.rpartition("/")[2]
+    return Kind(
+        f"preprocess/{name}", folder, re.escape(stem) + r"\.json", f"{stem}.json", different=different
+    )
 
 
 MUST_MATCH = (
@@ -89,10 +97,19 @@ MUST_MATCH = (
 
 DIFFERENT = (
     _table("masks/aug_mask_edge", folder="masks"),  # case by case: where the reference works, we are equal
-    _pictures("yolo", r".+", different="detector and tracker are another library's, letterboxed, with identities"),
-    _pictures("resize/by_area", r"by_area_.+", different="another size rule: scaled and cropped, never letterboxed"),
-    _table("resize_by_area_sizes", different="another size rule: the asked shape or 93 … 100 % of the asked area"),
-    _table("sam_keyframes", different="the prompts are ours: confident points in the frame, one identity throughout"),
+    _pictures(
+        "yolo", r".+", different="detector and tracker are another library's, letterboxed, with identities"
+    ),
+    _pictures(
+        "resize/by_area", r"by_area_.+", different="another size rule: scaled and cropped, never letterboxed"
+    ),
+    _table(
+        "resize_by_area_sizes", different="another size rule: the asked shape or 93 … 100 % of the asked area"
+    ),
+    _table(
+        "sam_keyframes",
+        different="the prompts are ours: confident points in the frame, one identity throughout",
+    ),
 )
 """Kinds that differ on purpose."""
 
@@ -103,7 +120,7 @@ IGNORED = re.compile(r"\..*|.*\.md")
 
 
 def find_fixtures(paths: Iterable[Path]) -> tuple[list[Fixture], list[Path]]:
-    """All fixtures in these folders and files, each once, in the tables' order; and the files of no known kind."""
+    """All fixtures in these folders and files, each once, in the tables' order, and files of no kind."""
     files = [file for path in paths for file in (sorted(path.rglob("*")) if path.is_dir() else [path])]
     files = [file for file in files if not file.is_dir() and not IGNORED.fullmatch(file.name)]
     kinds = {kind: index for index, kind in enumerate((*MUST_MATCH, *DIFFERENT))}

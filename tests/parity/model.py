@@ -1,4 +1,4 @@
-"""Recordings of the official networks beside ours, with the same weights and inputs, in float32 on the CPU."""
+"""Recordings of the official networks beside ours, of the same weights and inputs, in float32 on the CPU."""
 
 import json
 from collections.abc import Iterator
@@ -171,7 +171,9 @@ def t5(folder: Path) -> Iterator[Finding]:
     ids, mask = torch.from_numpy(case["ids"]), torch.from_numpy(case["mask"])
     ours = network(ids, mask).last_hidden_state
     own = case["mask"].astype(bool)
-    yield Finding(part="features", checks=(relative_largest("out", ours.numpy()[own], case["out"][own], NETWORK),))
+    yield Finding(
+        part="features", checks=(relative_largest("out", ours.numpy()[own], case["out"][own], NETWORK),)
+    )
 
 
 @torch.inference_mode()

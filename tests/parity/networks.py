@@ -1,12 +1,14 @@
 """The recordings' networks: our classes with the weights that the recordings were made with.
 
-Weights are not stored but drawn from each parameter's published name (`tests.seeded.draw`); which parameters there are,
-with their shapes, stands in the `weights_check*.json` beside a recording. Equal networks are built once.
+Weights are not stored but drawn from each parameter's published name (`tests.seeded.draw`); which parameters
+there are, with their shapes, stands in the `weights_check*.json` beside a recording. Equal networks are built
+once.
 """
 
 import hashlib
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,12 @@ _networks: dict[str, torch.nn.Module] = {}  # by what makes them
 
 def drawn_weights(check: Path, *, salt: str) -> Weights:
     """The parameters that a `weights_check*.json` lists, by published name."""
-    table = json.loads(check.read_text())
+    return _drawn(check.read_text(), salt)
+
+
+@lru_cache(maxsize=1)  # to check them and to build with them
+def _drawn(check: str, salt: str) -> Weights:
+    table = json.loads(check)
     return {name: draw(name, tuple(entry["shape"]), salt=salt) for name, entry in table.items()}
 
 
@@ -87,7 +94,9 @@ def text_encoder(config: Config, check: Path, *, salt: str) -> UMT5EncoderModel:
         )
         renamed = names.text_encoder_names(weights)
         # One tensor under two names in the class.
-        network.load_state_dict(renamed | {"encoder.embed_tokens.weight": renamed["shared.weight"]}, strict=True)
+        network.load_state_dict(
+            renamed | {"encoder.embed_tokens.weight": renamed["shared.weight"]}, strict=True
+        )
         return network
 
     return _once(build, config, check, salt)

@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from wan_animate.preprocess import stance_prompts
 from wan_animate.preprocess.face import crop_face, face_box
 from wan_animate.preprocess.full.heatmap import decode_heatmaps
 from wan_animate.preprocess.full.vitpose import HEIGHT, WIDTH, crop_box, crop_person, whole_pixels
@@ -19,18 +20,21 @@ from wan_animate.preprocess.silhouette import (
     grow_mask,
     shape_mask,
 )
-from wan_animate.preprocess.skeleton import PoseParts, draw_parts, draw_points, in_pixels, parts_from_133
+from wan_animate.preprocess.skeleton import PoseParts, draw_parts, in_pixels, parts_from_133
 from wan_animate.wan.media.decode import FramePlan, exact_rate, plan_frames
 from wan_animate.wan.media.probe import VideoInfo
 
 from .findings import Check, Compare, Finding, arrays, exact, holds, within
+from .retargeting import pose_of_body, retarget
 
 KEYPOINT = 1e-3  # pixels; other versions of numpy and OpenCV already move decoded points by 6e-5
 ROUNDING = 1e-6  # of the pose network's input, whose values are about 1; float32
 SCALE_UNIT = 200  # pixels; what the official code measures crops in
 INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 PARTS = ("body", "left_hand", "right_hand", "face")
-FLOAT_LOSS = "A16: the float round trip loses the last frame of {frames} at {rate}; ours are exact fractions"
+FLOAT_LOSS = (
+    "REFERENCE A16: the float round trip loses a frame of {frames} at {rate:g} frames/s; exact fractions here"
+)
 
 
 def draw(path: Path) -> Iterator[Finding]:
@@ -70,7 +74,7 @@ def kp133_to_meta(path: Path) -> Iterator[Finding]:
         if case["metas"] is None:
             assert previous is not None
             nothing = draw_parts(previous, **size)
-            reason = f"A10: the reference raises {case['raises']}, as there is no body yet to hold; ours stays empty"
+            reason = f"REFERENCE A10: raises {case['raises']} there, as no body came before; no body here"
             promise = holds("no body", not nothing.any())
             yield Finding(part=f"[{number}]", different=reason, checks=(promise,))
         else:
@@ -154,7 +158,7 @@ def masks(path: Path) -> Iterator[Finding]:
         ]
         yield Finding(checks=tuple(checks))
     else:
-        yield Finding(checks=tuple(checks), different="A4: the reference crashes on this mask; ours does not")
+        yield Finding(checks=tuple(checks), different="REFERENCE A4: crashes on this mask there")
 
 
 def aug_mask_edge(path: Path) -> Iterator[Finding]:
@@ -166,7 +170,7 @@ def aug_mask_edge(path: Path) -> Iterator[Finding]:
         if case["ok"]:
             yield Finding(part=part, checks=(exact("aug_mask", coarse, case["out"]),))
         else:
-            reason = f"A4: the reference raises {case['raises']}; ours keeps the mask as it is"
+            reason = f"REFERENCE A4: raises {case['raises']} there; the mask as it is here"
             yield Finding(part=part, different=reason, checks=(exact("mask", coarse, mask),))
 
 
@@ -182,6 +186,23 @@ def padding(path: Path) -> Iterator[Finding]:
     yield Finding(checks=(exact("output", padded, case["output"]),))
 
 
+def editing_prompts(path: Path) -> Iterator[Finding]:
+    """What an image model is asked for, by what a video shows and by the pictures' shapes."""
+    for number, case in enumerate(_cases(path)):
+        (width, height), (reference_width, reference_height) = case["tpl_wh"], case["refer_wh"]
+        poses = np.stack([pose_of_body(body) for body in case["tpl_bodies"]]) * (width, height, 1)
+        prompts = stance_prompts.editing_prompts(
+            poses, driving_size=(height, width), reference_size=(reference_height, reference_width)
+        )
+        yield Finding(
+            part=f"[{number}]",
+            checks=(
+                holds("tpl_prompt", prompts[0] == case["tpl_prompt"]),
+                holds("refer_prompt", prompts[1] == case["refer_prompt"]),
+            ),
+        )
+
+
 def face_bboxes(path: Path) -> Iterator[Finding]:
     """Face points → box, without smoothing."""
     for number, case in enumerate(_cases(path)):
@@ -190,16 +211,20 @@ def face_bboxes(path: Path) -> Iterator[Finding]:
         points = np.array(case["kp2ds"])[1:] * (width, height)
         box = face_box(points, height=height, width=width)
         x0, x1, y0, y1 = case["out"] if case["ok"] else (0, 0, 0, 0)
-        inside = (0 <= box[[0, 1]]).all() and (box[:2] <= box[2:]).all() and (box[2:] <= (width, height)).all()
-        promise = (holds("a box inside the picture", bool(inside)),)
+        ordered = box[0] <= box[2] and box[1] <= box[3]
+        inside = box.min() >= 0 and box[2] <= width and box[3] <= height
+        promise = (holds("a box inside the picture", bool(ordered and inside)),)
         if not case["ok"]:
-            reason = f"A3: the reference raises {case['raises']} on points without an extent; ours is an empty box"
+            reason = (
+                f"REFERENCE A3: raises {case['raises']} on points without extent there; an empty box here"
+            )
             yield Finding(part=part, different=reason, checks=promise)
         elif x0 > x1 or y0 > y1:
-            reason = "A3: the face lies outside the picture; the reference's box has its corners crossed"
+            reason = "REFERENCE A3: a face outside has crossed corners there, an empty box on the edge here"
             yield Finding(part=part, different=reason, checks=promise)
         else:
-            single = face_box(np.float32(case["kp2ds"])[1:] * (width, height), height=height, width=width)
+            float32 = np.array(case["kp2ds"], np.float32)[1:] * (width, height)
+            single = face_box(float32, height=height, width=width)
             yield Finding(
                 part=part,
                 checks=(
@@ -250,7 +275,7 @@ def e2e(path: Path) -> Iterator[Finding]:
         yield Finding(part="src_face of the recorded points", checks=(_e2e_crop(run, case, plan),))
     yield Finding(
         part="all else",
-        different="detector, colours, smoothing, size and retargeting rules are ours; faces are cut from full size",
+        different="detector, colours, smoothing, size rule and prompts are ours; faces are cut at full size",
     )
 
 
@@ -274,7 +299,8 @@ def _e2e_scene(kwargs: dict[str, Any], case: dict[str, np.ndarray], plan: FrameP
         scenery.append(cut_background(scaled, mask))
     yield Finding(part="src_mask", checks=(exact("mask", np.stack(shaped), case["src_mask"][..., 0]),))
     if "src_bg" in case:
-        yield Finding(part="src_bg", checks=(exact("background", np.stack(scenery), case["src_bg"]),))
+        pictures = np.stack(scenery)[: len(case["src_bg"])]  # the first, in a part of the published recording
+        yield Finding(part="src_bg", checks=(exact("background", pictures, case["src_bg"]),))
 
 
 def _e2e_drawings(run: dict[str, Any], case: dict[str, np.ndarray]) -> Iterator[Check]:
@@ -301,7 +327,7 @@ def _parts(meta: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _person(box: Any) -> np.ndarray | None:
-    """A recorded box x0, y0, x1, y1, score as ours: None where nobody was found, which the score says there."""
+    """A recorded box x0, y0, x1, y1, score as ours: None where nobody was found, which its score says."""
     return None if box is None or not len(box) or box[4] <= 0 else np.asarray(box[:4])
 
 
@@ -342,6 +368,8 @@ COMPARE: dict[str, Compare] = {
     "preprocess/masks": masks,
     "preprocess/masks/aug_mask_edge": aug_mask_edge,
     "preprocess/resize/padding": padding,
+    "preprocess/retarget": retarget,
+    "preprocess/editing_prompts": editing_prompts,
     "preprocess/face_bboxes": face_bboxes,
     "preprocess/frame_indices": frame_indices,
     "preprocess/e2e": e2e,

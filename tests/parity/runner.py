@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .findings import Check, Compare, Finding
-from .kinds import MUST_MATCH, Fixture, Kind, find_fixtures
+from .kinds import Fixture, Kind, find_fixtures
+
+OWN = Path(__file__).parents[1] / "golden"
+PUBLISHED = Path(__file__).parents[3] / "shared" / "golden"  # the whole set, where it lies beside the project
 
 
 class Status(StrEnum):
@@ -23,10 +27,15 @@ class Status(StrEnum):
     NOT_COVERED = "not covered yet"
 
 
+WRONG = (Status.FAILED, Status.NOT_COVERED)
+VERDICTS = {status: str(status) for status in Status} | {Status.PASSED: "ok", Status.FAILED: "FAILED"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
     """One line of the report."""
 
+    kind: str
     name: str
     status: Status
     checks: tuple[Check, ...] = ()
@@ -39,15 +48,16 @@ class Result:
         return max(self.checks, key=lambda check: check.strain, default=None)
 
     def __str__(self) -> str:
-        line = f"{self.status:<19}  {self.name:<58}"
-        if self.worst is not None:
-            line += f"  error {self.worst.error:<8.2g} tolerance {self.worst.tolerance:<7g}"
-        line += f"  {self.seconds:6.2f} s"
-        if self.status == Status.FAILED and self.worst is not None:
-            line += "  " + "; ".join(
-                f"{check.what}: {check.error:.3g} > {check.tolerance:g}" for check in self.checks if not check.ok
-            )
-        return f"{line}  {self.reason}".rstrip()
+        worst, columns = self.worst, " " * 30
+        if worst is not None:
+            columns = f"error {worst.error:<9.2g}tolerance {worst.tolerance:<6g}"[:30]
+        wrong = "; ".join(
+            f"{check.what} {check.error:.3g} > {check.tolerance:g}" for check in self.checks if not check.ok
+        )
+        verdict = ": ".join(
+            filter(None, (VERDICTS[self.status], "; ".join(filter(None, (wrong, self.reason)))))
+        )
+        return f"{self.name:<56} {columns} {self.seconds:6.2f} s  {verdict}"
 
 
 def comparison(kind: Kind) -> Compare | None:
@@ -58,11 +68,11 @@ def comparison(kind: Kind) -> Compare | None:
 def compare(fixture: Fixture) -> Iterator[Result]:
     """A fixture's results, one after the other; whatever goes wrong is a result too."""
     if fixture.kind.different:
-        yield Result(name=fixture.name, status=Status.DIFFERENT, reason=fixture.kind.different)
+        yield _told(fixture, Status.DIFFERENT, fixture.kind.different)
         return
     function = comparison(fixture.kind)
     if function is None:
-        yield Result(name=fixture.name, status=Status.NOT_COVERED, reason="no code compares this kind")
+        yield _told(fixture, Status.NOT_COVERED, "no code compares this kind")
         return
     findings, count = function(fixture.path), 0
     while True:
@@ -72,14 +82,14 @@ def compare(fixture: Fixture) -> Iterator[Result]:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"broke off: {error!r} in {Path(where.filename).name}, line {where.lineno}"
-            yield Result(name=fixture.name, status=Status.FAILED, reason=reason)
+            yield _told(fixture, Status.FAILED, reason)
             return
         if finding is None:
             break
         count += 1
         yield _result(fixture, finding, time.perf_counter() - start)
     if not count:
-        yield Result(name=fixture.name, status=Status.FAILED, reason="holds no case")
+        yield _told(fixture, Status.FAILED, "holds no case")
 
 
 def run(paths: Iterable[Path]) -> Iterator[Result]:
@@ -88,37 +98,47 @@ def run(paths: Iterable[Path]) -> Iterator[Result]:
     for fixture in fixtures:
         yield from compare(fixture)
     for path in unknown:
-        yield Result(name=str(path), status=Status.FAILED, reason="unknown kind: nothing here can compare it")
+        reason = "unknown kind: nothing here can compare it"
+        yield Result(kind="unknown", name=str(path), status=Status.FAILED, reason=reason)
 
 
 def report(paths: Iterable[Path]) -> int:
-    """Print a line a case and the counts; 0 where all that must match is compared and does."""
-    start, counts, missing, names = time.perf_counter(), Counter(), {}, []
+    """Print a line a case and the counts; 0 where there is something to compare and nothing is wrong."""
+    start, counts, missing = time.perf_counter(), Counter[Status](), set[str]()
     for result in run(paths):
         counts[result.status] += 1
-        names.append(result.name)
+        if result.status == Status.NOT_COVERED:
+            missing.add(result.kind)
         sys.stdout.write(f"{result}\n")
         sys.stdout.flush()
-    fixtures, _ = find_fixtures(paths)
-    missing = {fixture.kind.name for fixture in fixtures if fixture.kind in MUST_MATCH} - {
-        kind.name for kind in MUST_MATCH if comparison(kind)
-    }
+    if not counts:
+        sys.stdout.write("no recordings here\n")
     which = f" ({', '.join(sorted(missing))})" if missing else ""
-    sys.stdout.write(
-        ", ".join(f"{counts[status]} {status}" for status in Status)
-        + f"{which}; {time.perf_counter() - start:.0f} s\n"
-    )
-    if not names:
-        sys.stdout.write("there is nothing to compare\n")
-    return int(not names or counts[Status.FAILED] + counts[Status.NOT_COVERED] > 0)
+    total = ", ".join(f"{counts[status]} {status}" for status in Status)
+    sys.stdout.write(f"{total}{which}; {time.perf_counter() - start:.0f} s\n")
+    return int(not counts or any(counts[status] for status in WRONG))
+
+
+def recordings(kind: str) -> list[Any]:
+    """Parameters for a test: all fixtures of a kind, in our own set and in the published one where it is."""
+    import pytest  # noqa: PLC0415 - the report does without
+
+    return [
+        pytest.param(fixture, id=f"{origin}-{fixture.path.stem}")
+        for origin, folder in (("own", OWN), ("published", PUBLISHED))
+        for fixture in find_fixtures([folder])[0]
+        if fixture.kind.name == kind
+    ]
 
 
 def prove(fixture: Fixture) -> None:
     """For tests: assert that every case of a fixture is as recorded, or differs only where it may."""
-    wrong = [
-        str(result) for result in compare(fixture) if result.status in (Status.FAILED, Status.NOT_COVERED)
-    ]
+    wrong = [str(result) for result in compare(fixture) if result.status in WRONG]
     assert not wrong, "\n".join(wrong)
+
+
+def _told(fixture: Fixture, status: Status, reason: str) -> Result:
+    return Result(kind=fixture.kind.name, name=fixture.name, status=status, reason=reason)
 
 
 def _result(fixture: Fixture, finding: Finding, seconds: float) -> Result:
@@ -130,4 +150,11 @@ def _result(fixture: Fixture, finding: Finding, seconds: float) -> Result:
         status = Status.FAILED
     else:
         status = Status.DIFFERENT if finding.different else Status.PASSED
-    return Result(name=name, status=status, checks=finding.checks, reason=reason, seconds=seconds)
+    return Result(
+        kind=fixture.kind.name,
+        name=name,
+        status=status,
+        checks=finding.checks,
+        reason=reason,
+        seconds=seconds,
+    )

@@ -7,10 +7,7 @@ feeds them.
 import html
 import re
 
-try:
-    import ftfy
-except ModuleNotFoundError:  # only until requirements.txt has it
-    ftfy = None
+import ftfy
 import numpy as np
 import torch
 from einops import rearrange
@@ -65,7 +62,7 @@ class ImageEncoder:
 
 def clean_prompt(prompt: str) -> str:
     """The published model's cleaning: mended Unicode, HTML entities resolved (twice), single spaces."""
-    fixed = ftfy.fix_text(prompt) if ftfy else prompt
+    fixed = ftfy.fix_text(prompt)
     mended = html.unescape(html.unescape(fixed))
     return re.sub(r"\s+", " ", mended).strip()
 

@@ -37,9 +37,10 @@ class _Place:
 class BlockStream:
     """Streams `blocks` through two slots on `device`.
 
-    The blocks keep their names and parameters; the parameters' memory moves to the host, pinned. Calls may come in
-    any order; in the order of the list, again and again, the copies are hidden. `shells` are what really computes:
-    compile those. Not for use from two threads.
+    The blocks keep their names and parameters; the parameters' memory moves to the host, pinned. A pass calls them in
+    the order of the list; calls out of order are right, but wait. The slots exist while a pass is under way: between
+    two passes the memory is whoever's needs it (which costs the first copy of a pass, 15 ms at the real size).
+    `shells` are what really computes: compile those. Not for use from two threads.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, device: torch.device) -> None:
@@ -48,20 +49,21 @@ class BlockStream:
         for index, block in enumerate(blocks):
             if _lay_out(block) != self._places:
                 raise ValueError(f"block {index} has other parameters than block 0: only equal blocks stream")
-        size = self._places[-1].stop
-        self._slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(SLOTS)]
-        self.shells = [self._shell(blocks[0], slot) for slot in self._slots]
-        self._host = [self._move_to_host(block) for block in blocks]
-        self._held: list[int | None] = [None] * SLOTS  # which block a slot holds, or is being filled with
-        self._last = 0  # the slot used last
+        self._size = self._places[-1].stop
+        self._slots: list[torch.Tensor] = []
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._filled = [torch.cuda.Event() for _ in range(SLOTS)] if self._copies else []
         self._used = [torch.cuda.Event() for _ in range(SLOTS)] if self._copies else []
+        self._held: list[int | None] = [None] * SLOTS  # which block a slot holds, or is being filled with
+        self._last = SLOTS - 1  # the slot used last
+        with torch.inference_mode(False):  # these tensors outlive the mode they are made in
+            self.shells = [self._shell(blocks[0]) for _ in range(SLOTS)]
+            self._host = [self._move_to_host(block) for block in blocks]
         for index, block in enumerate(blocks):
             # The instance's own forward is found before its class's. A compiled call would trace into ours.
             block._compiled_call_impl = None
             block.forward = _Turn(self, index)
-        logger.info("streaming %d blocks of %.2f GB through %d slots", len(blocks), size / 1e9, SLOTS)
+        logger.info("streaming %d blocks of %.2f GB through %d slots", len(blocks), self._size / 1e9, SLOTS)
 
     @property
     def host_bytes(self) -> int:
@@ -70,33 +72,53 @@ class BlockStream:
 
     @property
     def device_bytes(self) -> int:
-        """Memory of the slots."""
+        """Memory of the slots, now."""
         return sum(slot.numel() for slot in self._slots)
 
     def run(self, index: int, *args: object, **kwargs: object) -> torch.Tensor:
-        """Compute block `index`; meanwhile fetch the one that follows the one after it."""
-        slot = self._slot_of(index)
-        stream = torch.cuda.current_stream(self.device) if self._copies else None
-        if stream:
-            stream.wait_event(self._filled[slot])
+        """Compute block `index`; meanwhile fetch those that follow it."""
+        if not self._slots:
+            self._open()
+        if index not in self._held:  # the first of a pass, or out of turn
+            self._fill(1 - self._last, index)
+        slot = self._held.index(index)
+        following = range(index + 1, min(index + SLOTS, len(self._host)))
+        self._fetch(following, busy=slot)
+        if self._copies:
+            torch.cuda.current_stream(self.device).wait_event(self._filled[slot])
         result = self.shells[slot](*args, **kwargs)
-        if stream:
-            self._used[slot].record(stream)
+        if self._copies:
+            self._used[slot].record(torch.cuda.current_stream(self.device))
         self._last = slot
-        following = [(index + ahead) % len(self._host) for ahead in range(1, SLOTS + 1)]
-        for block in following:  # the nearest first: the last slot is free only now
-            if block not in self._held:
-                self._fill(self._spare(keep=following), block)
+        if index == len(self._host) - 1:
+            self._close()
+        else:
+            self._fetch(range(index + 1, min(index + 1 + SLOTS, len(self._host))), busy=None)
         return result
 
-    def _slot_of(self, index: int) -> int:
-        if index not in self._held:  # the first call, or out of turn
-            self._fill(1 - self._last, index)
-        return self._held.index(index)
+    def _fetch(self, blocks: range, *, busy: int | None) -> None:
+        """Fill the slots that hold none of `blocks` with those of them that are missing, nearest first."""
+        for block in blocks:
+            free = [slot for slot in range(SLOTS) if slot != busy and self._held[slot] not in blocks]
+            if block not in self._held and free:
+                self._fill(free[0], block)
 
-    def _spare(self, *, keep: list[int]) -> int:
-        free = [slot for slot in range(SLOTS) if self._held[slot] not in keep]
-        return free[0] if free else self._last
+    def _open(self) -> None:
+        with torch.inference_mode(False):
+            self._slots = [torch.empty(self._size, dtype=torch.uint8, device=self.device) for _ in range(SLOTS)]
+            for shell, slot in zip(self.shells, self._slots, strict=True):
+                for place, parameter in zip(self._places, shell.parameters(), strict=True):
+                    parameter.data = place.view(slot)
+        if self._copies:  # what had this memory before may still be at work
+            self._copies.wait_stream(torch.cuda.current_stream(self.device))
+
+    def _close(self) -> None:
+        """Give the slots back. All copies into them were waited for by the computation that is queued."""
+        with torch.inference_mode(False):
+            for shell in self.shells:
+                for place, parameter in zip(self._places, shell.parameters(), strict=True):
+                    parameter.data = torch.empty(0, dtype=place.dtype, device=self.device)
+        self._slots, self._held = [], [None] * SLOTS
 
     def _fill(self, slot: int, index: int) -> None:
         self._held[slot] = None  # what an interrupted copy leaves is nobody's
@@ -104,30 +126,31 @@ class BlockStream:
             self._slots[slot].copy_(self._host[index])
         else:
             with torch.cuda.stream(self._copies):
-                # A first use, too: the weights' own memory may still be read by what was queued before.
                 self._copies.wait_event(self._used[slot])
                 self._slots[slot].copy_(self._host[index], non_blocking=True)
                 self._filled[slot].record(self._copies)
         self._held[slot] = index
 
-    def _shell(self, block: nn.Module, slot: torch.Tensor) -> nn.Module:
-        """A block without memory of its own: its parameters are views of the slot."""
-        memo = {id(parameter): nn.Parameter(parameter.data[:0], False) for parameter in block.parameters()}
+    def _shell(self, block: nn.Module) -> nn.Module:
+        """A block without memory of its own: its parameters become views of a slot."""
+        nothing = {place.name: torch.empty(0, dtype=place.dtype, device=self.device) for place in self._places}
+        parameters = dict(block.named_parameters())
+        memo = {id(parameters[name]): nn.Parameter(empty, requires_grad=False) for name, empty in nothing.items()}
         shell = copy.deepcopy(block, memo)
-        for place in self._places:
-            owner, _, leaf = place.name.rpartition(".")
-            setattr(shell.get_submodule(owner), leaf, nn.Parameter(place.view(slot), requires_grad=False))
+        for buffer in shell.buffers():
+            buffer.data = buffer.data.to(self.device)
         return shell
 
     def _move_to_host(self, block: nn.Module) -> torch.Tensor:
-        flat = torch.empty(self._places[-1].stop, dtype=torch.uint8)
-        if self.device.type == "cuda":
+        flat = torch.empty(self._size, dtype=torch.uint8)
+        if self._copies:
             _pin(flat)
         parameters = dict(block.named_parameters())
         for place in self._places:
             view = place.view(flat)
             view.copy_(parameters[place.name].data)
-            parameters[place.name].data = view
+            owner, _, leaf = place.name.rpartition(".")
+            setattr(block.get_submodule(owner), leaf, nn.Parameter(view, requires_grad=False))
         return flat
 
 
