@@ -490,6 +490,8 @@ class App(BaseApp):
         production = studio.production(_request(input_data, seed))
         running = worker.start(production.make_video, cancel_requested=self._cancel_requested)
         _warn_unknown(input_data, running)
+        if input_data.mode == "replacement" and input_data.relight is None:
+            running.job.warn("relight is not available yet in this version: the light of the reference is kept")
         try:
             async for progress in running.updates():
                 yield AppOutput(seed=seed, **_standing(progress), **_so_far(running.job, production.facts))

@@ -43,6 +43,8 @@ class Bench:
     tiny: bool = False  # a size that proves the code, not the speed
     rows: list[Row] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
+    steps: tuple[int, ...] = (20, 4)  # of a whole clip
+    on_row: Callable[[], None] = lambda: None
     engine: Any = None  # the engine that clip and memory share: building it takes a minute
 
     @property
@@ -63,6 +65,7 @@ class Bench:
 
     def add(self, row: Row) -> Row:
         self.rows.append(row)
+        self.on_row()
         cells = [f"{row.case:<10} {row.size:<10} {row.what:<52}"]
         if row.seconds is not None:
             cells.append(f"{row.seconds:9.4f} s ±{(row.spread or 0) / 2:.1%}")
@@ -190,7 +193,13 @@ def clocks(bench: Bench) -> Iterator[dict[str, float]]:
     if not bench.is_gpu:
         yield found
         return
-    command = ["nvidia-smi", "--query-gpu=clocks.sm,power.draw", "--format=csv,noheader,nounits", "-lms", "500"]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=clocks.sm,power.draw",
+        "--format=csv,noheader,nounits",
+        "-lms",
+        "500",
+    ]
     try:
         watcher = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     except OSError:

@@ -12,7 +12,6 @@ from diffusers.models.transformers.transformer_wan_animate import (
 )
 from torch import nn
 from transformers import ByT5Tokenizer, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
-
 from wan_animate.wan.model.encoders import ImageEncoder, TextEncoder
 from wan_animate.wan.model.models import Models, Pace
 from wan_animate.wan.model.transformer import AnimateTransformer

@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 import traceback
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -28,19 +29,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("cases", nargs="*", choices=[[], *NAMES], help="default: all")
     parser.add_argument("--tiny", action="store_true", help="a size that runs anywhere")
     parser.add_argument("--out", type=Path, help="the JSON file; default: results/<date>-<cases>.json")
+    parser.add_argument("--steps", nargs="+", type=int, default=[20, 4], help="of the case clip")
     parser.add_argument("--commit", help="where the code came from, if this is no checkout")
     options = parser.parse_args(arguments)
     names = options.cases or list(NAMES)
     if not options.tiny and not torch.cuda.is_available():
         parser.error("the real sizes need a CUDA GPU; --tiny runs anywhere")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    bench = Bench(device=torch.device("cpu" if options.tiny else "cuda"), tiny=options.tiny)
+    bench = Bench(
+        device=torch.device("cpu" if options.tiny else "cuda"), tiny=options.tiny, steps=tuple(options.steps)
+    )
+    out = options.out or RESULTS / f"{date.today()}-{'-'.join(names)}.json"
+    # After each row: a run that is broken off keeps what it had measured.
+    bench.on_row = lambda: _write(bench, out, options, names)
     failed = 0
     with torch.inference_mode():
         bench.measure_ceilings()
         for name in names:
             failed += not _run_case(name, bench)
-            _write(bench, options, names)  # after each: a later failure costs no earlier number
     return failed
 
 
@@ -57,11 +63,10 @@ def _run_case(name: str, bench: Bench) -> bool:
     return True
 
 
-def _write(bench: Bench, options: argparse.Namespace, names: list[str]) -> None:
+def _write(bench: Bench, out: Path, options: argparse.Namespace, names: list[str]) -> None:
     report = facts(
         bench, commit=options.commit, settings={"cases": names, "tiny": options.tiny, "frames": bench.frames}
     )
-    out = options.out or RESULTS / f"{report['date'][:10]}-{'-'.join(names)}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The verbs every preprocessing backend has, the small things they exchange, and choice by name. Knows no model.
+"""The verbs every preprocessing backend has, what they exchange, and choice by name. Knows no model.
 
 A backend finds people (every frame on its own) and estimates poses (of one person, where it is told to look).
 Who is meant, what happens in gaps, and everything over time is shared and lies elsewhere. M people, L numbers
@@ -104,7 +104,7 @@ BACKENDS: Final = ("full", "embedded")
 
 
 def build_backend(name: str, *, cache_dir: Path) -> Backend:
-    """Load a backend's models by its name in `BACKENDS`, fetching what `cache_dir`, the user's cache folder, lacks.
+    """Load a backend's models by its name in `BACKENDS`; what `cache_dir`, the user's, lacks is fetched.
 
     Raises ModelFilesBroken, DiskFull, and NotAvailableYet for "full".
     """

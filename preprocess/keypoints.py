@@ -33,6 +33,4 @@ RIGHT_KNEE: Final = 14
 LEFT_ANKLE: Final = 15
 RIGHT_ANKLE: Final = 16
 
-VISIBLE: Final = (
-    0.5  # score from which a point is drawn; Wan2.2 human_visualization.py draw_aapose_by_meta_new
-)
+VISIBLE: Final = 0.5  # score from which a point is drawn; Wan2.2 human_visualization.py

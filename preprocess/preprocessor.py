@@ -23,9 +23,7 @@ from .subjects import Subject, SubjectTrack, follow
 from .tracks import Tracks
 
 MIN_PRESENCE: Final = 0.5  # of an estimate, or the person was not there
-HOP_FRAMES: Final = (
-    5  # without a credible estimate, over which a doubtful run still leads to a frame with the person
-)
+HOP_FRAMES: Final = 5  # without a credible estimate, over which a doubtful run still leads to a sure one
 REGION_S: Final = 0.17  # seconds to either side over which regions are smoothed; 5 frames at 30 a second
 
 THUMBNAIL: Final = (32, 18)  # pixels in which cuts are looked for
@@ -43,7 +41,7 @@ class Preprocessor:
     """Pass 1 over one backend's models. Holds nothing of any request."""
 
     def __init__(self, backend: Backend, *, stride: int = 1) -> None:
-        """`stride`: look for people in every so many frames only, and go straight between them (for benchmarks)."""
+        """`stride`: look for people in every so many frames only, for benchmarks."""
         self._backend = backend
         self._stride = stride
 
@@ -62,13 +60,12 @@ class Preprocessor:
         job.expect("smooth", frames, seconds_a_unit=SMOOTH_GUESS_S)
 
     def tracks(self, video: SourceVideo, *, subject: Subject, job: Job, masks: bool = False) -> Tracks:
-        """Follow one person through the video, in the job's stages people, pose, mask (where asked for) and smooth.
+        """Follow one person through the video, in the job's stages people, pose, mask (if asked) and smooth.
 
         Raises NoPersonFound, BadMedia, Cancelled.
         """
-        sources, shown = np.unique(
-            video.indices, return_inverse=True
-        )  # (N,), (T,) which of the N each output frame is
+        # (N,) source frames, and (T,) which of them each output frame shows.
+        sources, shown = np.unique(video.indices, return_inverse=True)
         rate = float(video.fps) * len(sources) / video.num_frames  # source frames a second
         people, shots = self._find(video, len(sources), job)
         track = follow(
@@ -148,7 +145,7 @@ class Preprocessor:
         return self._backend.estimate_pose(picture)
 
     def _find(self, video: SourceVideo, count: int, job: Job) -> tuple[list[People | None], np.ndarray]:
-        """Everybody in each source frame (None where nobody looked), and the number of the shot it belongs to (N,)."""
+        """Everybody in each source frame (None where nobody looked), and the number of its shot (N,)."""
         people: list[People | None] = [None] * count
         changes = np.zeros(count)
 
@@ -243,11 +240,11 @@ def face_warnings(poses: np.ndarray) -> list[str]:
 
 
 def newcomer_warnings(newcomers: Sequence[int], subject: Subject, shown: np.ndarray) -> list[str]:
-    """Sentences on cuts (source frames) after which another person had to be taken; `shown` (T,) as in `tracks`."""
+    """Sentences on cuts (source frames) after which another person was taken; `shown` (T,) as in `tracks`."""
     which = {"center": "most central"}.get(subject, subject)
     return [
-        f"after the cut at frame {int(np.searchsorted(shown, frame))} nobody looks like the person before it: "
-        f"the {which} person there is followed"
+        f"after the cut at frame {int(np.searchsorted(shown, frame))} nobody looks like the person "
+        f"before it: the {which} person there is followed"
         for frame in newcomers
     ]
 
@@ -263,6 +260,6 @@ def _in_words(ranges: Sequence[tuple[int, int]]) -> str:
 
 def _nobody(video: SourceVideo) -> str:
     return (
-        f"no person was found in the {video.num_frames} frames used of {video.info.path.name}: use a part in which "
-        "the performer's head and upper body, or at least the arms with the hands, can be seen"
+        f"no person was found in the {video.num_frames} frames used of {video.info.path.name}: use a "
+        "part in which the performer's head and upper body, or at least the arms with the hands, can be seen"
     )

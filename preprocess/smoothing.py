@@ -6,6 +6,7 @@ filled or held across a cut: `shots` (N,) numbers the shots. N frames, C coordin
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -79,9 +80,7 @@ TRUNK: Final = frozenset(
 )
 CALM: Final = 0.06  # unrest up to which the spans above hold; beyond, they grow with it, …
 MAX_PATIENCE: Final = 3.0  # … up to this factor: a trunk that is mostly hidden is guessed anew in every frame
-EDGE: Final = (
-    0.02  # of the picture's longer side, by which a visible joint may leave it and is drawn at its edge
-)
+EDGE: Final = 0.02  # of the longer side, by which a visible joint may leave the picture: drawn at its edge
 
 
 # --- whole poses
@@ -118,7 +117,7 @@ def smooth_poses(
 
 
 def unrest(poses: np.ndarray, present: np.ndarray) -> float:
-    """How much the trunk's corners shake from frame to frame, of its length: 0.01 to 0.04 where it is well seen."""
+    """How much the trunk's corners shake from frame to frame, of its length: up to 0.04 if well seen."""
     corners = poses[:, [LEFT_SHOULDER, RIGHT_SHOULDER, LEFT_HIP, RIGHT_HIP], :2].astype(np.float64)
     settled = present[:-2] & present[1:-1] & present[2:]
     length = float(
@@ -174,7 +173,7 @@ def _smooth_point(
 
 
 def steady_visibility(scores: np.ndarray, shots: np.ndarray, *, flicker: int) -> np.ndarray:
-    """Where a point counts as visible: (N,) bool from its scores (N,), with hysteresis and without short changes.
+    """Where a point counts as visible: (N,) bool from its scores (N,), without short changes.
 
     Changes that last fewer than `flicker` frames are undone, except at the ends of a shot: there they may
     be the beginning of something.
@@ -205,7 +204,7 @@ class Absence:
 
 
 def find_absences(present: np.ndarray, shots: np.ndarray) -> list[Absence]:
-    """Every run of frames without the person, shot by shot, from `present` (N,) bool; nobody anywhere gives none.
+    """Every run of frames without the person, shot by shot, from `present` (N,) bool.
 
     Shots without anybody come last: they hold the pose from before the cut, be it a stand-in itself, or
     the first pose of the video.
@@ -300,7 +299,7 @@ def _parabolas(values: np.ndarray, weights: np.ndarray, half: int) -> np.ndarray
 
 
 def fill_gaps(values: np.ndarray, known: np.ndarray, shots: np.ndarray) -> np.ndarray:
-    """Straight lines through the known frames' values (N, C), constant before the first and after the last of a shot.
+    """Straight lines through the known frames' values (N, C), constant at either end of a shot.
 
     Returns (N, C) float64. A shot without any known frame keeps its values.
     """
@@ -318,4 +317,4 @@ def spans(labels: np.ndarray) -> Iterator[tuple[int, int]]:
     """Start and end of every run of equal labels (N,), in order."""
     edges = np.flatnonzero(labels[1:] != labels[:-1]) + 1
     bounds = [0, *edges.tolist(), len(labels)]
-    yield from zip(bounds[:-1], bounds[1:], strict=True)
+    yield from pairwise(bounds)

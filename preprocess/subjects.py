@@ -1,4 +1,4 @@
-"""Everybody found in every frame in, one person followed through the whole video out. Pure; knows no detector.
+"""Everybody found in every frame in, one person followed through the video out. Pure; knows no detector.
 
 People are linked from frame to frame into strands, by place, size and looks. Strands that a gap, a crossing
 or a cut tore apart are put together into identities, by looks and by what a person can walk in the meantime.
@@ -7,6 +7,7 @@ One identity is chosen. N frames, M people in a frame, L numbers of looks.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Literal
 
 import numpy as np
@@ -42,9 +43,7 @@ SAME_LOOKS_OVER_CUT: Final = 0.4  # where place says nothing
 # --- Choosing
 TRUSTED: Final = 0.5  # score that an identity must reach in a tenth of its frames
 SURE: Final = 0.7  # score that needs no proof by a face or a hand
-MIN_PROVEN: Final = (
-    0.1  # of a shot's frames with a face or a hand, or an unsure person is a piece of furniture
-)
+MIN_PROVEN: Final = 0.1  # of a shot's frames with a face or a hand, or somebody unsure is a cushion
 PROOFS: Final = [FACE.start + 30, LEFT_HAND.start, RIGHT_HAND.start]  # tip of the nose, wrists; of the 133
 MIN_WEIGHT: Final = 0.05  # of the heaviest identity's area × score × time, or it is a passer-by
 DOUBLE_OVERLAP: Final = 0.5  # intersection over union from which two boxes are one person
@@ -54,7 +53,7 @@ IMPOSSIBLE: Final = 1e6  # stands for infinity in an assignment, which needs fin
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Identity:
-    """One person through a video: where it is in the lists of people, and what was found there. n frames, ascending."""
+    """One person through a video: what was found of it, in n ascending frames."""
 
     frames: np.ndarray  # (n,) int64
     boxes: np.ndarray  # (n, 4) float32
@@ -103,7 +102,7 @@ class SubjectTrack:
         return np.isfinite(self.boxes[:, 0])
 
     def is_subject(self, frame: int, pose: np.ndarray, looks: np.ndarray) -> bool:
-        """Whether a pose (133, 3) that was estimated in a frame's region is the person, not somebody or something else.
+        """Whether a pose (133, 3) estimated in a frame's region is the person, not somebody else or a thing.
 
         Where the person was found, it must lie there rather than on another one. Elsewhere nobody
         known may be, and it must look like the person: a network that is shown a chair finds a person
@@ -120,7 +119,7 @@ class SubjectTrack:
         return float(looks_cost(looks, self.looks[frame])) <= (SAME_LOOKS_AT_ONCE if near else SAME_LOOKS)
 
     def without_chairs(self, poses: np.ndarray, present: np.ndarray, shots: np.ndarray) -> np.ndarray:
-        """`present` (N,) without the shots in which the person was never sure and never showed a face or a hand.
+        """`present` (N,) without the shots in which the person is neither sure nor shows a face or a hand.
 
         Cushions and chairs are found with such scores, frame after frame; their poses are in `poses`
         (N, 133, 3).
@@ -218,7 +217,7 @@ def _is_double(one: Identity, other: Identity) -> bool:
 
 
 def pose_box(pose: np.ndarray) -> np.ndarray:
-    """The box (4,) around the visible points of a pose's body and feet (133, 3); without area where none is."""
+    """The box (4,) around the visible body and feet of a pose (133, 3); without area where none is."""
     points = pose[: FEET.stop][pose[: FEET.stop, 2] >= VISIBLE, :2]
     return np.concatenate([points.min(axis=0), points.max(axis=0)]) if len(points) else np.zeros(4)
 
@@ -250,9 +249,8 @@ class Strand:
     regions: list[np.ndarray]  # (4,) each
     looks: np.ndarray  # (L,) running mean
     seen: int  # when last seen, counted in frames looked at
-    pace: np.ndarray = field(
-        default_factory=lambda: np.zeros(REGION)
-    )  # change of the region a frame, of late
+    # Change of the region a frame, of late.
+    pace: np.ndarray = field(default_factory=lambda: np.zeros(REGION))
 
     def costs(self, frame: int, found: People, *, alone: bool) -> np.ndarray:
         """How badly each of the people fits as the continuation, (M,); infinite where it cannot be.
@@ -287,20 +285,22 @@ class Strand:
 def find_strands(people: Sequence[People | None], shots: np.ndarray) -> list[Strand]:
     """Links from frame to frame, by the least total cost; a strand waits through short gaps."""
     strands: list[Strand] = []
+    waiting: list[Strand] = []
     looked = 0
     for frame, found in enumerate(people):
         if found is None:
             continue
         looked += 1
         shot = int(shots[frame])
-        waiting = [one for one in strands if one.shot == shot and looked - one.seen <= COAST_FRAMES]
+        waiting = [one for one in waiting if one.shot == shot and looked - one.seen <= COAST_FRAMES]
         taken = set()
         for strand, member in _assign(waiting, frame, found):
             strand.add(frame, found, member, seen=looked)
             taken.add(member)
         for member in set(range(len(found))) - taken:
             region = found.regions[member].astype(np.float64)
-            strands.append(Strand(shot, [frame], [member], [region], found.looks[member], looked))
+            waiting.append(Strand(shot, [frame], [member], [region], found.looks[member], looked))
+            strands.append(waiting[-1])
     return strands
 
 
@@ -333,7 +333,7 @@ def find_identities(people: Sequence[People | None], shots: np.ndarray) -> list[
 
 
 def put_together(strands: Sequence[Strand]) -> list[list[Strand]]:
-    """Groups of strands that are one person each, in order of time: the likeliest pair first, again and again."""
+    """Groups of strands that are one person each, in order of time: again and again the likeliest pair."""
     groups: dict[int, list[Strand]] = {number: [strand] for number, strand in enumerate(strands)}
     costs = {
         (a, b): cost
@@ -345,8 +345,8 @@ def put_together(strands: Sequence[Strand]) -> list[list[Strand]]:
         a, b = min(costs, key=lambda pair: costs[pair])
         groups[a] = sorted(groups[a] + groups.pop(b), key=lambda strand: strand.frames[0])
         costs = {pair: cost for pair, cost in costs.items() if a not in pair and b not in pair}
-        for other in groups:
-            if other != a and (cost := _group_cost(groups[a], groups[other])) is not None:
+        for other, group in groups.items():
+            if other != a and (cost := _group_cost(groups[a], group)) is not None:
                 costs[min(a, other), max(a, other)] = cost
     return list(groups.values())
 
@@ -358,7 +358,7 @@ def _group_cost(one: list[Strand], other: list[Strand]) -> float | None:
         [(s.frames[0], 0, s) for s in one] + [(s.frames[0], 1, s) for s in other], key=lambda e: e[:2]
     )
     seams = []
-    for (_, side, strand), (_, next_side, after) in zip(mixed, mixed[1:], strict=False):
+    for (_, side, strand), (_, next_side, after) in pairwise(mixed):
         if side != next_side:
             seam = _seam_cost(strand, after, looks)
             if seam is None:
@@ -369,7 +369,7 @@ def _group_cost(one: list[Strand], other: list[Strand]) -> float | None:
 
 
 def _seam_cost(before: Strand, after: Strand, looks: float) -> float | None:
-    """Cost of one person being `before` and then `after`, besides its looks cost; None where that cannot be."""
+    """Cost of one person being `before`, then `after`, besides its looks; None where that cannot be."""
     gap = after.frames[0] - before.frames[-1]
     if gap <= 0:
         return None

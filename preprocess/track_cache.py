@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 import zipfile
+import zlib
 from hashlib import blake2b
 from pathlib import Path
 
@@ -46,13 +47,14 @@ class TrackCache:
         """The tracks of that key, or None. A damaged file counts as none and is removed."""
         path = self._path(key)
         try:
-            with np.load(path, allow_pickle=False) as data:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
                 tracks = _unpacked(data)
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             logger.warning("tracks in %s are damaged and are made anew: %s", path, error)
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # last use decides what is kept

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import av
 import pytest
-from wan_animate import App, AppInput, AppOutput, AppSetup
+from wan_animate import App, AppInput, AppOutput, AppSetup, PreviewInput, PreviewOutput
 from wan_animate.preprocess.track_cache import TrackCache
 from wan_animate.wan.media.probe import probe_video
+from wan_animate.wan.media.still import load_image
 from wan_animate.wan.runtime.errors import Cancelled, InvalidInput, NotAvailableYet, NoUsableGpu, SetupFailed
 from wan_animate.wan.runtime.job import STAGES
 
@@ -175,6 +176,48 @@ async def test_two_requests_on_one_worker_do_not_see_each_other(app: App, uncanc
     assert not any("stepz" in text for text in second[-1].warnings)
     assert {s.seed for s in first} == {7}
     assert {s.seed for s in second} == {8}
+
+
+async def test_replacement_keeps_the_shape_of_the_driving_video(app: App):
+    output = (await drive(app, mode="replacement", resolution_width=480, resolution_height=256))[-1]
+    source = probe_video(Path(SMALL["driving_video"]))
+    assert output.width / output.height == pytest.approx(source.width / source.height, rel=0.05)
+    assert probe_video(Path(output.output_video.path)).num_frames == 9
+    assert "mask" in output.timings
+    assert output.output_meta.outputs[0].extra["mode"] == "replacement"
+
+
+async def look(app: App, **options) -> list[PreviewOutput]:
+    small = {k: v for k, v in SMALL.items() if k in PreviewInput.model_fields}
+    return [snapshot async for snapshot in app.preview(PreviewInput.model_validate(small | options))]
+
+
+@pytest.mark.parametrize("mode", ["animation", "replacement"])
+async def test_a_run_after_a_preview_does_not_repeat_pass_1(app: App, tmp_path: Path, mode: str):
+    forget_tracks(app, tmp_path)
+    shown = (await look(app, mode=mode))[-1]
+    assert {"people", "pose", "preview"} <= set(shown.timings)
+    assert "clip.denoise" not in shown.timings
+    made = (await drive(app, mode=mode))[-1]
+    assert not {"people", "pose", "mask"} & set(made.timings)
+    assert (shown.num_frames, shown.width, shown.height) == (made.num_frames, made.width, made.height)
+
+
+async def test_a_preview_is_a_video_of_every_frame_and_a_sheet(app: App):
+    output = (await look(app))[-1]
+    info = probe_video(Path(output.preview_video.path))
+    assert (info.num_frames, info.rate, info.has_audio) == (9, 30, True)
+    assert load_image(Path(output.contact_sheet.path)).shape[1] <= 1920
+    assert output.num_clips == 1  # at the default clip length
+    assert output.output_meta.outputs[0].width == info.width
+
+
+async def test_run_can_return_the_preview_with_the_result_beside_it(app: App):
+    output = (await drive(app, preview=True))[-1]
+    without = (await look(app))[-1]
+    with_result, alone = (probe_video(Path(one.preview_video.path)) for one in (output, without))
+    assert with_result.num_frames == alone.num_frames == 9
+    assert with_result.height < alone.height  # one more column in the same width
 
 
 async def test_sound_can_be_left_out(app: App):

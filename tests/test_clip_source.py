@@ -19,6 +19,8 @@ from wan_animate.preprocess.tracks import Tracks
 from wan_animate.wan.conditions import ClipSource
 from wan_animate.wan.media.decode import SourceVideo, open_video
 
+from .parity import prove, recordings
+
 FRAMES = 12
 SIZE = (96, 160)  # H, W of the driving video
 OUTPUT = (80, 64)  # H, W of the output
@@ -85,6 +87,11 @@ class CountingVideo(SourceVideo):
 def without_faces(tracks: Tracks) -> Tracks:
     boxes = np.full_like(tracks.face_boxes, np.nan)
     return Tracks(frame_size=tracks.frame_size, poses=tracks.poses, face_boxes=boxes)
+
+
+@pytest.mark.parametrize("recording", recordings("preprocess/e2e"))
+def test_conditions_of_whole_official_runs_are_equal_where_they_are_meant_to_be(recording):
+    prove(recording)
 
 
 def test_sources_are_clip_sources(video, tracks, reference, masks):

@@ -2,6 +2,8 @@
 
 import errno
 import resource
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from fractions import Fraction
@@ -307,3 +309,41 @@ def test_memory_does_not_grow_with_length(tmp_path):
             pages = int(Path("/proc/self/statm").read_text().split()[1])
             held.append(pages * resource.getpagesize() / 2**20)
     assert max(held[2:]) - held[1] < 8  # MB; the sound alone would be 20
+
+
+SAME_FILE = """
+import ctypes, hashlib, sys
+from fractions import Fraction
+from pathlib import Path
+import numpy as np
+from wan_animate.wan.media.encode import VideoWriter
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: encoders get used memory, not fresh zeros
+libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+frames = np.random.default_rng(0).integers(0, 255, (9, 272, 240, 3), dtype=np.uint8)
+digests = set()
+for value in (0, 255, 85, 170, 1, 128, 17, 240):
+    blocks = [libc.malloc(1 << 20) for _ in range(60)]
+    for block in blocks:
+        ctypes.memset(block, value, 1 << 20)
+    for block in blocks:
+        libc.free(block)
+    path = Path(sys.argv[1])
+    with VideoWriter(path, width=240, height=272, fps=Fraction(30)) as writer:
+        writer.write(frames)
+    digests.add(hashlib.sha256(path.read_bytes()).hexdigest())
+print(len(digests))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sets glibc's allocator")
+def test_the_same_frames_give_the_same_file_whatever_memory_held_before(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, "-c", SAME_FILE, str(tmp_path / "made.mp4")],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "1"

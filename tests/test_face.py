@@ -1,16 +1,13 @@
 """Face boxes are the reference's, steady over time, inside the picture; crops are cut without fail."""
 
-import json
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
 from wan_animate.preprocess.face import crop_face, face_box, smooth_face_boxes
 from wan_animate.preprocess.keypoints import FACE, HEAD, NUM_KEYPOINTS
 
-DATA = Path(__file__).parent / "data"
-GOLDEN = Path(__file__).parents[2] / "shared" / "golden" / "preprocess"
+from .parity import prove, recordings
+
 SIZE = (720, 1280)  # H, W of the made-up videos
 FRAMES = 120
 
@@ -49,32 +46,9 @@ def reference_box(pose: np.ndarray) -> np.ndarray:
     return face_box(pose[FACE, :2], height=SIZE[0], width=SIZE[1])
 
 
-def assert_box_equals_the_official_one(
-    points: np.ndarray, size: tuple[int, int], expected: list[int]
-) -> None:
-    height, width = size
-    box = face_box(points[1:] * (width, height), height=height, width=width)
-    x0, x1, y0, y1 = expected
-    if x0 <= x1 and y0 <= y1:
-        assert box.astype(int).tolist() == [x0, y0, x1, y1]
-    else:  # outside the picture, where the reference crosses the corners and then crashes
-        assert 0 <= box[0] <= box[2] <= width
-        assert 0 <= box[1] <= box[3] <= height
-
-
-def test_boxes_equal_the_official_ones():
-    case = np.load(DATA / "face" / "boxes.npz")
-    for points, size, box in zip(case["points"], case["image_shapes"], case["boxes"], strict=True):
-        assert_box_equals_the_official_one(points, tuple(size), box.tolist())
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the full golden set is not here")
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_boxes_equal_all_official_ones(dtype):
-    for case in json.loads((GOLDEN / "face_bboxes.json").read_text())["cases"]:
-        if case["ok"]:
-            points = np.array(case["kp2ds"], dtype)
-            assert_box_equals_the_official_one(points, tuple(case["image_shape"]), case["out"])
+@pytest.mark.parametrize("recording", recordings("preprocess/face_bboxes"))
+def test_boxes_equal_the_official_ones(recording):
+    prove(recording)
 
 
 def test_a_flat_face_gives_a_finite_box():
@@ -82,21 +56,6 @@ def test_a_flat_face_gives_a_finite_box():
     assert face_box(same, height=100, width=100).tolist() == [50, 50, 50, 50]
     line = np.column_stack([np.linspace(20, 60, 68), np.full(68, 50.0)])
     assert np.isfinite(face_box(line, height=100, width=100)).all()
-
-
-def test_a_crop_equals_the_official_one():
-    case = np.load(DATA / "face" / "crop.npz")
-    np.testing.assert_array_equal(crop_face(case["frame"], case["box"])[::8, ::8], case["crop_stride8"])
-
-
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the full golden set is not here")
-@pytest.mark.parametrize(("name", "source_frame"), [("00_animate_plain", 2), ("01_animate_retarget", 1)])
-def test_crops_of_whole_official_runs_are_equal(name, source_frame):
-    case = np.load(GOLDEN / "e2e" / f"{name}.npz")
-    meta = json.loads((GOLDEN / "e2e" / f"{name}.json").read_text())["metas"][-1][1]
-    points = np.array(meta["keypoints_face"], np.float32)[1:, :2] * (meta["width"], meta["height"])
-    box = face_box(points, height=meta["height"], width=meta["width"]).astype(int)
-    np.testing.assert_array_equal(crop_face(case["video_frames"][source_frame], box), case["src_face"][0])
 
 
 @pytest.mark.parametrize("place", [(600, 300), (10, 300), (1275, 300), (600, 5), (5, 715)])
@@ -252,6 +211,12 @@ def picture(height: int = 90, width: int = 120) -> np.ndarray:
     generator = np.random.default_rng(1)
     small = generator.integers(0, 256, (9, 12, 3), np.uint8)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def test_a_whole_box_is_cut_out_and_stretched_as_officially():
+    frame = picture()
+    official = cv2.resize(frame[20:60, 30:80], (512, 512))
+    np.testing.assert_array_equal(crop_face(frame, np.array([30, 20, 80, 60])), official)
 
 
 def test_a_fractional_box_samples_what_a_whole_one_does():

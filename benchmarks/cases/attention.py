@@ -1,9 +1,9 @@
 """Attention among all tokens of a clip, kernel against kernel."""
 
 import torch
+from wan_animate.wan.speed.attention import PLAIN, attend, choose_attention, usable_kernels
 
 from benchmarks.measuring import Bench, relative
-from wan_animate.wan.speed.attention import PLAIN, attend, choose_attention, usable_kernels
 
 HEADS, HEAD_DIM = 40, 128
 CHECKED = 256  # queries compared with float32
@@ -15,9 +15,7 @@ def run(bench: Bench) -> None:
     for size, (height, width) in bench.sizes.items():
         tokens = ((bench.frames - 1) // 4 + 2) * (height // 16) * (width // 16)
         shape = (1, tokens, heads, HEAD_DIM)
-        queries, keys, values = (
-            torch.randn(shape, device=bench.device, dtype=bench.dtype) for _ in range(3)
-        )
+        queries, keys, values = (torch.randn(shape, device=bench.device, dtype=bench.dtype) for _ in range(3))
         few = [part[:, :, :2].float() for part in (queries[:, :CHECKED], keys, values)]
         exact = attend(*few, PLAIN)
         for name in names:

@@ -5,10 +5,6 @@ import traceback
 
 import numpy as np
 import torch
-
-from benchmarks.cases.step import Clip
-from benchmarks.measuring import GIB, Bench, Row, clocks
-from benchmarks.random_models import build_random_14b
 from wan_animate.wan.animator import Animator
 from wan_animate.wan.conditions import Conditions
 from wan_animate.wan.denoise import Passes, denoise
@@ -20,7 +16,9 @@ from wan_animate.wan.schedule import plan_schedule
 from wan_animate.wan.speed.apply import apply_plan
 from wan_animate.wan.speed.plan import Plan
 
-STEPS = (20, 4)
+from benchmarks.cases.step import Clip
+from benchmarks.measuring import GIB, Bench, Row, clocks
+from benchmarks.random_models import build_random_14b
 
 
 class RandomSource:
@@ -47,7 +45,7 @@ def run(bench: Bench) -> None:
     source = RandomSource(frames=bench.frames, height=height, width=width)
     if not bench.tiny:
         make_clip(bench, animator, source, steps=1)  # loads kernels; what is timed has none of that
-    for steps in (1,) if bench.tiny else STEPS:
+    for steps in (1,) if bench.tiny else bench.steps:
         with clocks(bench) as found:
             seconds, job, peak = make_clip(bench, animator, source, steps=steps)
         heat = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
@@ -65,7 +63,11 @@ def engine(bench: Bench) -> Animator:
         else:
             models = build_random_14b(bench.device, bench.dtype, on_host=True)
         plan = Plan(
-            attention="auto", compiled=bench.is_gpu, transformer="streamed", encoders="streamed", peak_bytes=0.0
+            attention="auto",
+            compiled=bench.is_gpu,
+            transformer="streamed",
+            encoders="streamed",
+            peak_bytes=0.0,
         )
         apply_plan(models, plan)
         bench.engine = Animator(models)
@@ -88,13 +90,22 @@ def _check_for_waits(bench: Bench, models: Models) -> None:
     for solver in ("dpm++", "unipc"):
         torch.cuda.set_sync_debug_mode("error")
         try:
-            for _ in denoise(models.transformer, passes, clip.latents, plan_schedule(solver, steps=4, shift=5.0)):
+            for _ in denoise(
+                models.transformer, passes, clip.latents, plan_schedule(solver, steps=4, shift=5.0)
+            ):
                 pass
         except RuntimeError as error:
             found.append(f"{solver}: {error}; {traceback.format_exc(limit=-2).splitlines()[-4:-1]}")
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    bench.add(Row(case="clip", what="host synchronisations in the loop", size="256x256", note="; ".join(found) or "none"))
+    bench.add(
+        Row(
+            case="clip",
+            what="host synchronisations in the loop",
+            size="256x256",
+            note="; ".join(found) or "none",
+        )
+    )
 
 
 def make_clip(

@@ -14,5 +14,4 @@ def run(bench: Bench) -> None:
             Row(case="memory", what="ours, everything streamed", size=size, seconds=seconds, runs=1,
                 peak_gib=peak, note=f"1 step: {stages(job)}")
         )  # fmt: skip
-    bench.engine = None
     bench.release()

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from benchmarks.measuring import Bench, Row, clocks, relative
-from benchmarks.random_models import TINY_TRANSFORMER, random_transformer
 from wan_animate.wan.model.transformer import AnimateTransformer, Prepared
 from wan_animate.wan.speed.attention import choose_attention
 from wan_animate.wan.speed.compiling import compile_blocks
 from wan_animate.wan.speed.fused import fuse
 from wan_animate.wan.speed.streaming import BlockStream
+
+from benchmarks.measuring import Bench, Row, clocks, relative
+from benchmarks.random_models import TINY_TRANSFORMER, random_transformer
 
 TIMESTEP = 500
 CHECK_FRAMES = 9  # of the clip on which float32 is affordable
@@ -87,7 +87,9 @@ def run(bench: Bench) -> None:
 def _check_clip(bench: Bench, config: dict[str, Any]) -> Clip:
     height, width = list(bench.sizes.values())[-1]
     widths = WIDTHS | {name: config[name] for name in WIDTHS if name in config}
-    return Clip.random(widths, height=height, width=width, frames=min(CHECK_FRAMES, bench.frames), device=bench.device)
+    return Clip.random(
+        widths, height=height, width=width, frames=min(CHECK_FRAMES, bench.frames), device=bench.device
+    )
 
 
 def peers(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.Tensor) -> None:
@@ -197,10 +199,15 @@ def _guidance(bench: Bench, model: AnimateTransformer, size: str) -> None:
     ((_, clip),) = _clips(bench, model, only=size)
     one = clip.prepare(model)
     both = copy.copy(clip)
-    doubled = {name: getattr(clip, name).expand(2, *[-1] * (getattr(clip, name).ndim - 1)) for name in ("given", "pose")}
+    doubled = {
+        name: getattr(clip, name).expand(2, *[-1] * (getattr(clip, name).ndim - 1))
+        for name in ("given", "pose")
+    }
     motion = torch.cat([model.embed_motion(part) for part in clip.faces[0].transpose(0, 1).split(8)])[None]
     two = model.prepare(
-        **doubled, motion=motion.expand(2, -1, -1), context=model.embed_context(both.text, both.image).expand(2, -1, -1)
+        **doubled,
+        motion=motion.expand(2, -1, -1),
+        context=model.embed_context(both.text, both.image).expand(2, -1, -1),
     )
     latents = clip.latents.expand(2, -1, -1, -1, -1)
 

@@ -4,11 +4,11 @@ import copy
 
 import torch
 from torch import nn
+from wan_animate.wan.model.vae import VideoVae, chunks_of
+from wan_animate.wan.speed.vae_layout import use_gpu_kernels
 
 from benchmarks.measuring import Bench, Row, relative
 from benchmarks.random_models import TINY_VAE, random_vae
-from wan_animate.wan.model.vae import VideoVae, chunks_of
-from wan_animate.wan.speed.vae_layout import use_gpu_kernels
 
 CHECK_FRAMES = 17  # compared with float32, which takes half a minute for a whole clip
 
@@ -22,7 +22,9 @@ def run(bench: Bench) -> None:
     video = torch.rand(shape, device=bench.device, generator=generator) * 2 - 1
     check = video[:, :, : min(CHECK_FRAMES, bench.frames)]
     latents = torch.randn(
-        (1, 16, (bench.frames - 1) // 4 + 1, height // 8, width // 8), device=bench.device, generator=generator
+        (1, 16, (bench.frames - 1) // 4 + 1, height // 8, width // 8),
+        device=bench.device,
+        generator=generator,
     )
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         exact_latents = encode(plain, check)

@@ -24,7 +24,7 @@ class EmbeddedBackend:
     """A `Backend` that needs neither a GPU nor a model hub."""
 
     def __init__(self, cache_dir: Path, *, workers: int | None = None) -> None:
-        """Load the model files, fetched where the user's `cache_dir` lacks them, for `workers` threads (all cores).
+        """Load the models for `workers` threads (all cores); what the user's `cache_dir` lacks is fetched.
 
         Raises ModelFilesBroken, DiskFull.
         """
@@ -55,7 +55,7 @@ class EmbeddedBackend:
             yield from steady_masks(segmentations, poses=poses, shots=shots)
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
-        """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
+        """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32.
 
         Raises NoPersonFound.
         """

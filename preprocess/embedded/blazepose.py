@@ -1,4 +1,4 @@
-"""One picture in, everybody in it or one person's points out: BlazePose, its face mesh and its hands on LiteRT.
+"""One picture in, everybody in it or one person's points out: BlazePose, its face mesh and its hands.
 
 Knows single pictures only: who is meant, and what happens over time, lies elsewhere. The way through the
 networks is that of mediapipe 0.10.21's graphs, but for the rules that are explained here.
@@ -45,20 +45,14 @@ MIN_DETECTION: Final = 0.3  # a weak detection counts beside strong ones of the 
 MIN_FACE: Final = 0.05  # of a face that is only compared with another one
 MIN_PRESENCE: Final = 0.5  # of a body, face or hand; mediapipe's threshold
 MAX_PEOPLE: Final = 6  # a frame; each costs a run of the landmark network
-SURE: Final = (
-    0.7  # score of a person beside whom none is guessed: heads reach 0.8, bare hands taken for heads 0.72
-)
-GUESSES: Final = (
-    (0.6, 1.0),
-    (0.75, 1.4),
-)  # where hips are, of the height; reach, of the picture's shorter side
+SURE: Final = 0.7  # score of a person beside whom none is guessed: heads reach 0.8, a bare hand 0.72
+# Where hips may be, of the height, and the reach, of the shorter side.
+GUESSES: Final = ((0.6, 1.0), (0.75, 1.4))
 
 UPSIDE_DOWN_SURPLUS: Final = (
-    0.1  # by which an upside-down face must beat the upright one; measured: 0.2 and −0.3
+    0.1  # by which a face upside down must beat the upright one; true: 0.2, else −0.3
 )
-UPSIDE_DOWN_TRUST: Final = (
-    0.5  # of a detection that lost; in a cartwheel its neighbours in time may still want it
-)
+UPSIDE_DOWN_TRUST: Final = 0.5  # of the way up that lost; its neighbours in time may still want it
 
 MIN_REFINED: Final = 0.5  # heatmap peak from which it refines a point
 REFINE_REACH: Final = 3  # heatmap cells to each side
@@ -70,9 +64,7 @@ ARM_ENDS: Final = {False: [15, 19, 17], True: [16, 20, 18]}  # wrist, index, lit
 CENTRE: Final = BODY_POINTS
 TOP: Final = BODY_POINTS + 1
 
-FAR_WRIST: Final = (
-    0.2  # of the hand's crop, between the body's wrist and the hand's: true ones lie within 0.15
-)
+FAR_WRIST: Final = 0.2  # of the hand's crop, between the body's wrist and the hand's; own hands: to 0.15
 SURE_WRIST: Final = 0.7  # visibility
 WRONG_SIDE: Final = 0.8  # probability of being the other hand
 
@@ -146,7 +138,7 @@ class BlazePose:
         return merge_sightings(found)
 
     def _right_way_up(self, frame: np.ndarray, sighting: Sighting) -> list[Sighting]:
-        """The sighting, and where the detector has somebody upside down, both ways up: the likelier one in full.
+        """The sighting, and where the detector has somebody upside down, both ways up, the likelier first.
 
         The detector takes some upright people for upside-down ones (a cartoon boy under a large cap),
         and the landmark network believes either. The face detector tells: it scores a face higher the
@@ -165,7 +157,7 @@ class BlazePose:
         return [likely, doubtful]
 
     def _guessed(self, frame: np.ndarray) -> list[tuple[Body, float]]:
-        """Somebody so close that the head is outside the picture: the detector, which looks for heads, is blind to them.
+        """Somebody whose head is outside the picture; the detector, which looks for heads, sees none of them.
 
         The landmark network sees a person in a coffee cup, too. A guess counts only where looking
         again from its own region finds the same body, and a face or a hand is where that body has
@@ -248,7 +240,7 @@ class BlazePose:
         return face_square(box, eyes)
 
     def _faces(self, frame: np.ndarray, square: Square) -> list[Detection]:
-        """What the face detector finds in a square, down to low scores; points: right eye, left eye, nose, …"""
+        """Faces in a square, down to low scores; their points begin with the right and the left eye."""
         raw, logits = self._face_detector(square.take(frame, FACE_DETECTOR_SIDE) / 127.5 - 1.0)
         return decode_detections(
             raw, logits[:, 0], anchors=self._face_anchors, side=FACE_DETECTOR_SIDE, threshold=MIN_FACE
@@ -286,9 +278,9 @@ class BlazePose:
 
 
 def refine_by_heatmap(points: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
-    """Points (P, 2) in pixels of the body's crop, moved to the centre of mass of their heatmaps where those are sure.
+    """Points (P, 2) in pixels of the body's crop, moved to where their heatmaps have them.
 
-    `heatmap` is (64, 64, P) logits; only the cells around a point count.
+    `heatmap` is (64, 64, P) logits. A point goes to the centre of mass of the cells around it.
     """
     refined = points.copy()
     scale = BODY_SIDE / HEATMAP_SIDE
@@ -300,7 +292,7 @@ def refine_by_heatmap(points: np.ndarray, heatmap: np.ndarray) -> np.ndarray:
         if weights.max() >= MIN_REFINED:
             rows, columns = np.indices(weights.shape)
             centre = np.array([(columns * weights).sum(), (rows * weights).sum()]) / weights.sum()
-            refined[index] = (centre + (x0, y0)) * scale
+            refined[index] = (centre + np.array([x0, y0])) * scale
     return refined
 
 

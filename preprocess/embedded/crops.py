@@ -1,4 +1,4 @@
-"""Turned square crops: a region of a picture in, a network's input and the way back out. Pure; knows no model."""
+"""Turned square crops: part of a picture in, a network's input and the way back out. Knows no model."""
 
 from dataclasses import dataclass
 

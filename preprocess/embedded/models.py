@@ -110,7 +110,7 @@ def _is_intact(path: Path, file: ModelFile) -> bool:
 
 
 def _download_wheel(folder: Path) -> Path:
-    """Fetch the wheel into `folder` with pip, so that the user's own index, proxy and certificates are used."""
+    """Fetch the wheel into `folder` with pip, which knows the user's index, proxy and certificates."""
     if importlib.util.find_spec("pip") is None:
         raise ModelFilesBroken(
             f"the pose models are fetched by pip, which {sys.executable} lacks: "
@@ -130,8 +130,8 @@ def _download_wheel(folder: Path) -> Path:
             (line for line in reversed(result.stderr.splitlines()) if line.strip()), "no wheel arrived"
         )
         raise ModelFilesBroken(
-            f"pip could not download {REQUIREMENT} ({complaint.strip()}): connect to a package index and try again, "
-            f"or put the six .tflite files of its wheel into {folder.parent}"
+            f"pip could not download {REQUIREMENT} ({complaint.strip()}): connect to a package index and try "
+            f"again, or put the six .tflite files of its wheel into {folder.parent}"
         )
     return wheels[0]
 
@@ -148,8 +148,8 @@ def _unpack(wheel: Path, file: ModelFile, folder: Path) -> Path:
             shutil.copyfileobj(source, sink)
     except (KeyError, zipfile.BadZipFile) as error:
         raise ModelFilesBroken(
-            f"the downloaded {wheel.name} is damaged or lacks {file.name}: clear pip's cache (`pip cache purge`) "
-            "and try again"
+            f"the downloaded {wheel.name} is damaged or lacks {file.name}: clear pip's cache "
+            "(`pip cache purge`) and try again"
         ) from error
     if not _is_intact(target, file):
         raise ModelFilesBroken(

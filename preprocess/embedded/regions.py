@@ -69,7 +69,7 @@ class Sighting:
 
 
 def square_views(height: int, width: int) -> list[Square]:
-    """The squares in which people are looked for: the whole picture, and where it is long, its parts at full height.
+    """The squares in which people are looked for: the whole picture and, where it is long, its parts.
 
     The detector shrinks what it sees to 224 pixels: a child in a wide picture is found in the parts only.
     """
@@ -138,7 +138,7 @@ def body_box(body: Body, frame_size: tuple[int, int]) -> np.ndarray:
 
 
 def face_square(box: np.ndarray, eyes: np.ndarray) -> Square:
-    """The mesh's square for a detected face: corners (2, 2) of its box and its right and left eye (2, 2), pixels."""
+    """The mesh's square for a detected face: corners (2, 2) of its box, right and left eye (2, 2)."""
     return Square(
         centre=box.mean(axis=0), side=FACE_GROWTH * float((box[1] - box[0]).max()), angle=level_angle(eyes)
     )

@@ -1,4 +1,4 @@
-"""Single-shot detection arithmetic: anchors, decoding of raw outputs, weighted suppression. Pure; knows no model.
+"""Single-shot detection arithmetic: anchors, decoding of raw outputs, weighted suppression. Pure.
 
 BlazePose's and BlazeFace's detectors predict, for every anchor, a box and a few named points in units of the
 network's input side, relative to the anchor's centre. Coordinates in and out are normalised to 0…1 of the

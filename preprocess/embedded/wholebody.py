@@ -1,4 +1,4 @@
-"""BlazePose's 33 body points, face mesh and hands in, the 133 points of a whole body out. Pure; knows no network.
+"""BlazePose's 33 body points, face mesh and hands in, the 133 points of a whole body out. Pure.
 
 Both sets name mostly the same joints in another order. What BlazePose lacks is settled here: it has no small
 toe (the big toe's place is used), no jaw line of 17 points (the mesh's outline is divided evenly), and no
@@ -42,7 +42,7 @@ SMALL_TOES: Final = (18, 21)  # of the 133
 SMALL_TOE_TRUST: Final = 0.9  # its place is the big toe's; Wan's drawing uses the mean of both
 
 UNSEEN: Final = 0.3  # score below which a joint proves nothing
-LIMB_ENDS: Final = (  # end of a limb, the joint before it, and what else proves it; feet after the ankles they need
+LIMB_ENDS: Final = (  # end of a limb, the joint before it, and what else proves it; ankles before feet
     (LEFT_WRIST, LEFT_ELBOW, LEFT_HAND.start),
     (RIGHT_WRIST, RIGHT_ELBOW, RIGHT_HAND.start),
     (LEFT_ANKLE, LEFT_KNEE, None),
@@ -53,9 +53,7 @@ LIMB_ENDS: Final = (  # end of a limb, the joint before it, and what else proves
 
 BLAZE_NOSE: Final = 0  # of BlazePose's 33
 TORSO: Final = (11, 12, 23, 24)  # shoulders and hips, left first
-MIN_NECK_OF_WIDTH: Final = (
-    0.3  # nose above the shoulders, of their width; measured 0.31 to 0.8, without a head to 0.26
-)
+MIN_NECK_OF_WIDTH: Final = 0.3  # nose over shoulders, of their width: 0.31 to 0.8; without a head to 0.26
 MIN_NECK_OF_TORSO: Final = 0.12  # the same for people seen from the side
 CROWN: Final = 0.3  # of the shoulders' width, from the nose to where the head certainly goes on
 
@@ -72,11 +70,7 @@ MIDDLE_KNUCKLE: Final = 9  # of a hand's 21 points; 0 is the wrist
 NEAR_WRIST: Final = 0.3  # palms between body's and hand's wrist: up to here the body's is kept, …
 FAR_WRIST: Final = 0.9  # … from here on the hand's is taken
 HEAD_IN_MESH: Final = [NOSE, LEFT_EYE, RIGHT_EYE]
-MESH_OF_HEAD: Final = (
-    (4,),
-    (362, 263),
-    (33, 133),
-)  # tip of the nose; corners of the person's left and right eye
+MESH_OF_HEAD: Final = ((4,), (362, 263), (33, 133))  # tip of the nose; corners of left and right eye
 INSIDE_FACE: Final = (*BROWS, *NOSE_LINE, *EYES, *OUTER_LIPS, *INNER_LIPS)
 
 
@@ -135,7 +129,7 @@ def whole_body(
 
 
 def _wrist(wrist: np.ndarray, hand: Part) -> np.ndarray:
-    """The body's wrist (3,), drawn to the hand's own where the two lie far apart: the hand network sees it larger."""
+    """The body's wrist (3,), drawn to the hand's where they lie far apart: its network sees it larger."""
     palm = max(float(np.linalg.norm(hand.points[MIDDLE_KNUCKLE] - hand.points[0])), 1e-6)
     apart = float(np.linalg.norm(hand.points[0] - wrist[:2])) / palm
     share = float(np.clip((apart - NEAR_WRIST) / (FAR_WRIST - NEAR_WRIST), 0, 1))
@@ -144,7 +138,7 @@ def _wrist(wrist: np.ndarray, hand: Part) -> np.ndarray:
 
 
 def head_is_credible(points: np.ndarray, frame_size: tuple[int, int]) -> bool:
-    """Whether body points (33, 2) have a head where heads are: above the shoulders, and as a whole in the picture.
+    """Whether body points (33, 2) have a head above the shoulders, and as a whole in the picture.
 
     Without a head in the picture the network puts one onto the chest, or along the picture's upper edge.
     """
@@ -177,4 +171,4 @@ def divide_evenly(line: np.ndarray, count: int) -> np.ndarray:
 def inside(points: np.ndarray, frame_size: tuple[int, int]) -> np.ndarray:
     """Which points (..., 2) lie in a picture of `frame_size` = (H, W): (...,) bool."""
     height, width = frame_size
-    return ((points >= 0) & (points < (width, height))).all(axis=-1)
+    return np.all((points >= 0) & (points < (width, height)), axis=-1)

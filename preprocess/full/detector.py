@@ -29,12 +29,8 @@ from .onnx_session import broken, existing, load_runtime, require_device
 SIDE: Final = 640  # pixels; the network's input is square
 GREY: Final = 114 / 255  # around the picture, as in the network's training
 PERSON: Final = 0  # class number in COCO's order
-MIN_SCORE: Final = (
-    0.1  # from which a detection can continue an identity; beginning one takes TRACKER's new_track_thresh
-)
-MAX_OVERLAP: Final = (
-    0.7  # intersection over union of two people, where the file leaves removing doubles to us
-)
+MIN_SCORE: Final = 0.1  # from which a detection continues an identity; to begin one takes new_track_thresh
+MAX_OVERLAP: Final = 0.7  # intersection over union of two people, where the file leaves doubles in
 MAX_PEOPLE: Final = 30
 BATCH: Final = 8  # where the file leaves it open
 NOBODY_KNOWS: Final = -1  # identity of a detection that belongs to no track (yet)
@@ -222,15 +218,10 @@ def _calm(log: logging.Logger) -> None:
 @contextmanager
 def _untouched_process() -> Iterator[None]:
     """Undo on leaving what ultralytics changes in the process: environment, threads, warnings, torch.save."""
-    environment, threads, torch_threads, save = (
-        dict(os.environ),
-        cv2.getNumThreads(),
-        torch.get_num_threads(),
-        torch.save,
-    )
-    os.environ["ULTRALYTICS_SKIP_REQUIREMENTS_CHECKS"] = (
-        "true"  # or it wants the package onnx beside onnxruntime
-    )
+    environment, save = dict(os.environ), torch.save
+    threads, torch_threads = cv2.getNumThreads(), torch.get_num_threads()
+    # Or it wants the package onnx beside onnxruntime.
+    os.environ["ULTRALYTICS_SKIP_REQUIREMENTS_CHECKS"] = "true"
     try:
         with warnings.catch_warnings():
             yield

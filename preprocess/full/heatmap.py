@@ -52,9 +52,8 @@ def _offsets(heatmaps: np.ndarray, cells: np.ndarray) -> np.ndarray:
     people, points = np.nonzero(inside)
     if not len(people):
         return offsets
-    logs = np.log(
-        _blurred_peaks(heatmaps, people, points, cells[inside])
-    )  # (n, 5, 5), the peak in the middle
+    # (n, 5, 5), the peak in the middle
+    logs = np.log(_blurred_peaks(heatmaps, people, points, cells[inside]))
     here = logs[:, 2, 2]
     dx = (logs[:, 2, 3] - logs[:, 2, 1]) / 2
     dy = (logs[:, 3, 2] - logs[:, 1, 2]) / 2
@@ -89,10 +88,8 @@ def _blurred_peaks(
     blurred = taps @ patches @ taps.T  # (n, 5, 5)
     for index in np.flatnonzero(blurred.min(axis=(1, 2)) < 2 * MIN_VALUE):
         whole = heatmaps[people[index], points[index]]
-        top = cv2.GaussianBlur(np.pad(whole, RADIUS), (KERNEL, KERNEL), 0)[
-            RADIUS:-RADIUS, RADIUS:-RADIUS
-        ].max()
-        blurred[index] = np.maximum(blurred[index] * (whole.max() / top), MIN_VALUE)
+        smooth = cv2.GaussianBlur(np.pad(whole, RADIUS), (KERNEL, KERNEL), 0)[RADIUS:-RADIUS, RADIUS:-RADIUS]
+        blurred[index] = np.maximum(blurred[index] * (whole.max() / smooth.max()), MIN_VALUE)
     return blurred
 
 

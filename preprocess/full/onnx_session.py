@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from ...wan.runtime.errors import ModelFilesBroken, SetupFailed
+from ...wan.runtime.errors import ModelFilesBroken, OutOfMemory, SetupFailed
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -28,6 +28,9 @@ CPU: Final = "CPUExecutionProvider"
 SUPPORTED: Final = ("cpu", "cuda")
 SILENT: Final = 4  # onnxruntime's log severity "fatal": whatever else it has to say comes as an exception too
 CUDA_LIBRARIES: Final = ("libonnxruntime_providers_shared.so", "libonnxruntime_providers_cuda.so")
+NO_MEMORY: Final = (
+    "Failed to allocate memory"  # onnxruntime core/framework/bfc_arena.cc; it has no class for it
+)
 INSTALL_HINT: Final = (
     "install requirements.txt afresh, without a package called onnxruntime beside onnxruntime-gpu, "
     'and an NVIDIA driver ≥ 580, or choose {"preprocessing": "embedded"}'
@@ -63,7 +66,7 @@ class OnnxNetwork:
         """None for an axis that may have any length."""
 
     def __call__(self, batch: np.ndarray) -> np.ndarray:
-        """(N, C, H, W) float32 → the first output, float32.
+        """(N, C, H, W) float32 → the first output, float32. Raises OutOfMemory.
 
         A file made for a fixed N takes any number: what is missing is filled up, what is too much waits.
         """
@@ -81,7 +84,15 @@ class OnnxNetwork:
         return np.concatenate(parts)
 
     def _run(self, batch: np.ndarray) -> np.ndarray:
-        return self._session.run(None, {self._input: batch})[0]
+        try:
+            return self._session.run(None, {self._input: batch})[0]
+        except Exception as error:
+            if NO_MEMORY not in str(error):
+                raise
+            raise OutOfMemory(
+                f"no memory is left for {len(batch)} pictures at a time in the pose network: free some, "
+                'or choose {"preprocessing": "embedded"}'
+            ) from error
 
 
 def load_runtime(device: str) -> ModuleType:

@@ -133,7 +133,9 @@ def vae(folder: Path) -> Iterator[Finding]:
     levels = case["clip_u8"].repeat(8, axis=2).repeat(8, axis=3)
     video = to_pixels(rearrange(levels, "c t h w -> t h w c"), CPU)
     mu = network.encode(video[:, :, part] for part in chunks_of(video.shape[2]))
-    mean, deviation = (np.float32(about[f"latents_{name}"])[:, None, None, None] for name in ("mean", "std"))
+    mean, deviation = (
+        np.array(about[name], np.float32).reshape(-1, 1, 1, 1) for name in ("latents_mean", "latents_std")
+    )
     encoded = {
         "mu": mu[0],
         "mu_unnormalised": mu[0].numpy() * deviation + mean,

@@ -104,8 +104,8 @@ def plans(path: Path) -> Iterator[Finding]:
 def video(path: Path) -> Iterator[Finding]:
     """The engine from conditions to frames with the recorded noise, and what passes through it on the way."""
     run = Run.load(path)
-    vae = WatchedVae(run.autoencoder)
-    transformer = WatchedTransformer(run.transformer)
+    yield Finding(part="weights", checks=run.weights)
+    transformer, vae = WatchedTransformer(run.transformer), WatchedVae(run.autoencoder)
     models = Models(
         transformer=transformer,  # pyright: ignore[reportArgumentType] - the same methods
         vae=vae,
@@ -117,25 +117,6 @@ def video(path: Path) -> Iterator[Finding]:
         pace=PACE,
     )
     frames = np.concatenate(list(Animator(models).frames(run, run.sampling, Job(), noise=run.noise)))
-    conditions: list[Check] = []
-    passes: list[Check] = []
-    steps = run.sampling.steps * (2 if run.sampling.guided else 1)
-    for clip in run.clips:
-        prepared = transformer.prepared[clip.index]
-        said = transformer.said[clip.index * steps : (clip.index + 1) * steps]
-        conditions += run.compared(clip, "pose_latents", prepared["pose"][0], relative_largest, NETWORK)
-        conditions += run.compared(clip, "y", prepared["given"][0], relative_largest, NETWORK)
-        passes += run.compared(clip, "step0_cond", said[0][0], relative_l2, TRANSFORMER)
-        if run.sampling.guided:
-            passes += run.compared(clip, "step0_uncond", said[1][0], relative_l2, TRANSFORMER)
-        latents = f"c{clip.index}_latents"
-        if latents in run.arrays:
-            theirs = run.arrays[latents][-1][:, 1 : vae.given[clip.index].shape[2] + 1]
-            passes.append(relative_l2(latents, vae.given[clip.index][0], theirs, TRANSFORMER))
-    if conditions:
-        yield Finding(part="conditions", checks=tuple(conditions))
-    passes.append(exact("passes", len(transformer.said), steps * len(run.clips)))
-    yield Finding(part="passes and latents", checks=tuple(passes))
     theirs = rearrange(run.arrays["final_video_u8"], "c t h w -> t h w c").astype(np.int16)
     off = float((frames != theirs).mean()) if frames.shape == theirs.shape else 1.0
     yield Finding(
@@ -144,6 +125,32 @@ def video(path: Path) -> Iterator[Finding]:
             within("frames", frames, theirs, GREY_LEVEL),
             Check(what="share of values a level off", error=off, tolerance=ON_AN_EDGE),
         ),
+    )
+    conditions = [check for clip in run.clips for check in _conditions(run, clip, transformer)]
+    if conditions:
+        yield Finding(part="conditions", checks=tuple(conditions))
+    passes = [check for clip in run.clips for check in _passes(run, clip, transformer, vae)]
+    count = exact("passes", len(transformer.said), run.passes * len(run.clips))
+    yield Finding(part="passes and latents", checks=(*passes, count))
+
+
+def _conditions(run: "Run", clip: Clip, transformer: "WatchedTransformer") -> Iterator[Check]:
+    """What the transformer was given of a clip: its pose, and what is known of it, with the tail before it."""
+    prepared = transformer.prepared[clip.index]
+    yield from run.compared(clip, "pose_latents", prepared["pose"][0], relative_largest, NETWORK)
+    yield from run.compared(clip, "y", prepared["given"][0], relative_largest, NETWORK)
+
+
+def _passes(run: "Run", clip: Clip, transformer: "WatchedTransformer", vae: "WatchedVae") -> Iterator[Check]:
+    """What the transformer said first, and what came out in the end."""
+    said = transformer.said[clip.index * run.passes :]
+    yield from run.compared(clip, "step0_cond", said[0][0], relative_l2, TRANSFORMER)
+    if run.sampling.guided:
+        yield from run.compared(clip, "step0_uncond", said[1][0], relative_l2, TRANSFORMER)
+    ours = vae.given[clip.index][0]  # without the reference picture's, and only as far as they are shown
+    last = slice(1, ours.shape[1] + 1)
+    yield from run.stored(
+        clip, "latents", lambda what, theirs: relative_l2(what, ours, theirs[-1][:, last], TRANSFORMER)
     )
 
 
@@ -182,6 +189,11 @@ class Run:
         )
 
     @property
+    def passes(self) -> int:
+        """Of the transformer, a clip."""
+        return self.sampling.steps * (2 if self.sampling.guided else 1)
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
         return self.about["H"], self.about["W"]
@@ -189,6 +201,11 @@ class Run:
     @property
     def clips(self) -> tuple[Clip, ...]:
         return plan_clips(self.num_frames, clip_len=self.sampling.clip_len, overlap=self.sampling.overlap)
+
+    @property
+    def weights(self) -> tuple[Check, ...]:
+        checks = [self.folder / f"weights_check_{network}.json" for network in ("dit", "vae")]
+        return tuple(c for check in checks for c in networks.check_weights(check, salt=self.config["salt"]))
 
     @property
     def transformer(self) -> AnimateTransformer:

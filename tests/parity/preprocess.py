@@ -88,7 +88,8 @@ def pose_decode(path: Path) -> Iterator[Finding]:
     points = decode_heatmaps(heatmaps, centres=case["center"][None], sizes=case["scale"][None] * SCALE_UNIT)
     checks = [
         within("keypoints", points[..., :2], case["keypoints"][..., :2], KEYPOINT),
-        exact("scores", points[..., 2:], case["maxvals"]),
+        exact("scores", points[..., 2], case["keypoints"][..., 2]),
+        exact("maxvals", points[..., 2:], case["maxvals"]),
     ]
     size = {"height": int(case["height"]), "width": int(case["width"])}
     parts = parts_from_133(points[0], **size)

@@ -51,12 +51,9 @@ class Result:
         worst, columns = self.worst, " " * 30
         if worst is not None:
             columns = f"error {worst.error:<9.2g}tolerance {worst.tolerance:<6g}"[:30]
-        wrong = "; ".join(
-            f"{check.what} {check.error:.3g} > {check.tolerance:g}" for check in self.checks if not check.ok
-        )
-        verdict = ": ".join(
-            filter(None, (VERDICTS[self.status], "; ".join(filter(None, (wrong, self.reason)))))
-        )
+        reasons = [f"{c.what} {c.error:.3g} > {c.tolerance:g}" for c in self.checks if not c.ok]
+        reasons += [self.reason] if self.reason else []
+        verdict = VERDICTS[self.status] + (f": {'; '.join(reasons)}" if reasons else "")
         return f"{self.name:<56} {columns} {self.seconds:6.2f} s  {verdict}"
 
 

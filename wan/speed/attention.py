@@ -29,9 +29,7 @@ MEASURED_TOKENS = 16384  # enough to fill the largest card; a few milliseconds
 
 
 @torch.library.custom_op("wan_animate::attend", mutates_args=())
-def attend(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kernel: str
-) -> torch.Tensor:
+def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kernel: str) -> torch.Tensor:
     """Attention by the kernel of this name. One opaque node to the compiler, so that any kernel fits its graphs."""
     return _load(kernel)(queries, keys, values).contiguous()
 
@@ -52,7 +50,9 @@ def choose_attention(
         reason = why_not(name, device=device, dtype=dtype, head_dim=head_dim)
         if reason is not None:
             usable = ", ".join(usable_kernels(device=device, dtype=dtype, head_dim=head_dim))
-            raise SetupFailed(f"attention {name!r} cannot be used here: {reason}; use 'auto' or one of {usable}")
+            raise SetupFailed(
+                f"attention {name!r} cannot be used here: {reason}; use 'auto' or one of {usable}"
+            )
         logger.info("attention: %s, as asked", name)
         return name
     names = usable_kernels(device=device, dtype=dtype, head_dim=head_dim)

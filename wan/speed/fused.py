@@ -168,7 +168,7 @@ def _eps(norm: torch.nn.RMSNorm) -> float:
 if triton is not None:
 
     @triton.jit
-    def _norm_and_rotate_kernel(  # noqa: ANN202, PLR0913  a kernel's arguments are pointers and numbers
+    def _norm_and_rotate_kernel(  # noqa: ANN202  a kernel's arguments are pointers and numbers
         tokens, weight, cosines, sines, out, length,  # noqa: ANN001
         WIDTH: tl.constexpr, HEAD: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
     ):  # fmt: skip

@@ -12,16 +12,15 @@ Residency = Literal["resident", "streamed"]
 
 GB = 1e9
 TRANSFORMER_BYTES = 34.5 * GB
-STREAMED_TRANSFORMER_BYTES = 4.3 * GB  # two of forty blocks, the face adapters, what lies around the blocks
+STREAMED_TRANSFORMER_BYTES = 2.7 * GB  # the face adapters, and what lies around the blocks
+SLOT_BYTES = 1.6 * GB  # two of forty blocks, while a step is under way
 TEXT_ENCODER_BYTES = 11.4 * GB
-STREAMED_TEXT_ENCODER_BYTES = 0.6 * GB  # two of twenty-four layers; the vocabulary stays on the host
 IMAGE_ENCODER_BYTES = 1.3 * GB
-STREAMED_IMAGE_ENCODER_BYTES = 0.2 * GB
+STREAMED_ENCODER_BYTES = 0.1 * GB  # between requests; their slots are gone before the first clip
 VAE_BYTES = 0.3 * GB
-STEP_BYTES_A_TOKEN = 90e3  # activations of one pass
-CLIP_BYTES_A_TOKEN = 12e3  # a clip's prepared constants
-VAE_BYTES_A_PIXEL = 7.5e3  # one chunk of four frames on its way through the decoder, a pixel of the frame
-RESERVE_BYTES = 1.0 * GB  # the CUDA context, kernels, fragmentation
+STEP_BYTES_A_TOKEN = 80e3  # activations of one pass, and the clip's prepared constants
+VAE_BYTES_A_PIXEL = 9.7e3  # the decoder at work and its memory of earlier chunks, a pixel of the frame
+RESERVE_BYTES = 0.3 * GB  # fragmentation
 HOST_RESERVE_BYTES = 8.0 * GB  # frames, the program, the system
 
 TOKEN_PIXELS = 16  # a side: 8 of the VAE, 2 of the patch
@@ -92,22 +91,18 @@ def choose_plan(
 
 
 def peak_bytes(load: Load, *, transformer: Residency, encoders: Residency) -> float:
-    """Expected peak on the GPU. The stages follow each other: the largest working set counts."""
+    """Expected peak on the GPU. The stages follow each other: the largest counts."""
     weights = VAE_BYTES + RESERVE_BYTES
     weights += TRANSFORMER_BYTES if transformer == "resident" else STREAMED_TRANSFORMER_BYTES
-    if encoders == "resident":
-        weights += TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES
-    else:
-        weights += STREAMED_TEXT_ENCODER_BYTES + STREAMED_IMAGE_ENCODER_BYTES
-    clip = CLIP_BYTES_A_TOKEN * load.tokens
-    return weights + clip + max(STEP_BYTES_A_TOKEN * load.tokens, VAE_BYTES_A_PIXEL * load.width * load.height)
+    weights += TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "resident" else STREAMED_ENCODER_BYTES
+    step = STEP_BYTES_A_TOKEN * load.tokens + (SLOT_BYTES if transformer == "streamed" else 0.0)
+    return weights + max(step, VAE_BYTES_A_PIXEL * load.width * load.height)
 
 
 def host_bytes(*, transformer: Residency, encoders: Residency) -> float:
     """Pinned host memory."""
-    return (TRANSFORMER_BYTES - STREAMED_TRANSFORMER_BYTES if transformer == "streamed" else 0.0) + (
-        TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "streamed" else 0.0
-    )
+    blocks = TRANSFORMER_BYTES - STREAMED_TRANSFORMER_BYTES if transformer == "streamed" else 0.0
+    return blocks + (TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "streamed" else 0.0)
 
 
 def _what_would_fit(card: Card, load: Load) -> str:

@@ -105,7 +105,9 @@ class BlockStream:
 
     def _open(self) -> None:
         with torch.inference_mode(False):
-            self._slots = [torch.empty(self._size, dtype=torch.uint8, device=self.device) for _ in range(SLOTS)]
+            self._slots = [
+                torch.empty(self._size, dtype=torch.uint8, device=self.device) for _ in range(SLOTS)
+            ]
             for shell, slot in zip(self.shells, self._slots, strict=True):
                 for place, parameter in zip(self._places, shell.parameters(), strict=True):
                     parameter.data = place.view(slot)
@@ -133,9 +135,13 @@ class BlockStream:
 
     def _shell(self, block: nn.Module) -> nn.Module:
         """A block without memory of its own: its parameters become views of a slot."""
-        nothing = {place.name: torch.empty(0, dtype=place.dtype, device=self.device) for place in self._places}
+        nothing = {
+            place.name: torch.empty(0, dtype=place.dtype, device=self.device) for place in self._places
+        }
         parameters = dict(block.named_parameters())
-        memo = {id(parameters[name]): nn.Parameter(empty, requires_grad=False) for name, empty in nothing.items()}
+        memo = {
+            id(parameters[name]): nn.Parameter(empty, requires_grad=False) for name, empty in nothing.items()
+        }
         shell = copy.deepcopy(block, memo)
         for buffer in shell.buffers():
             buffer.data = buffer.data.to(self.device)

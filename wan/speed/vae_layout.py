@@ -22,16 +22,10 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from einops import rearrange
 from torch import nn
 
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # a torch without it: the plain functions serve
-    triton = None
 
 MEMORY_FRAMES = 2  # a causal convolution over three frames looks back at two
 WINDOW = MEMORY_FRAMES + 1
 GOOD_CHANNELS = 64  # cuDNN's three-dimensional convolutions for Hopper take multiples of this
-TILE = 4096  # elements a program works on: 16-byte accesses for 128 threads, four of them each
 
 Memory = list[torch.Tensor | str | None]
 """What diffusers' layers remember of earlier chunks, one slot a causal convolution."""
@@ -137,7 +131,9 @@ class FastResample(WanResample):
             feat_cache[slot] = "Rep"  # the first latent frame is one video frame: time is not doubled
         else:
             before = feat_cache[slot]
-            stacked = with_memory(x, before if isinstance(before, torch.Tensor) else None, frames=MEMORY_FRAMES)
+            stacked = with_memory(
+                x, before if isinstance(before, torch.Tensor) else None, frames=MEMORY_FRAMES
+            )
             feat_cache[slot] = stacked[:, :, -MEMORY_FRAMES:].clone()
             both = self.time_conv.convolve(stacked, self.time_conv.bias)
             x = rearrange(both, "b (two c) t h w -> b t two h w c", two=2)
@@ -192,7 +188,7 @@ def with_memory(x: torch.Tensor, before: torch.Tensor | None, *, frames: int) ->
 
 def norm_frames(norm: WanRMS_norm, x: torch.Tensor, *, silu: bool) -> torch.Tensor:
     """RMS norm over the channels of (1, C, T, H, W), with or without SiLU. Channels last."""
-    if x.device.type == "cpu" or triton is None:
+    if not x.is_cuda:
         normed = _norm_plain(norm, x)
         return F.silu(normed) if silu else normed
     x = x.contiguous(memory_format=torch.channels_last_3d)
@@ -216,7 +212,7 @@ def norm_silu_remember(
     """
     _, channels, length, height, width = x.shape
     old = before if isinstance(before, torch.Tensor) else None
-    if x.device.type == "cpu" or triton is None:
+    if not x.is_cuda:
         biased = x if bias is None else x + bias.view(1, -1, 1, 1, 1)
         stacked = with_memory(F.silu(_norm_plain(norm, biased)), old, frames=MEMORY_FRAMES)
         new = stacked[:, :, -MEMORY_FRAMES:].clone()
@@ -233,7 +229,7 @@ def norm_silu_remember(
 
 def add_with_bias(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """x + other + bias, all (1, C, T, H, W) but the bias (C,). Channels last; may overwrite `x`."""
-    if x.device.type == "cpu" or triton is None or bias is None:
+    if not x.is_cuda or bias is None:
         return x + other if bias is None else x + other + bias.view(1, -1, 1, 1, 1)
     x, other = (part.contiguous(memory_format=torch.channels_last_3d) for part in (x, other))
     _add_kernel[(triton.cdiv(x.numel(), TILE),)](
@@ -244,7 +240,7 @@ def add_with_bias(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | Non
 
 def double_size(frames: torch.Tensor) -> torch.Tensor:
     """(T, C, H, W) → (T, C, 2 H, 2 W), every pixel four times. Channels last."""
-    if frames.device.type == "cpu" or triton is None:
+    if not frames.is_cuda:
         return F.interpolate(frames, scale_factor=2.0, mode="nearest-exact")
     frames = frames.contiguous(memory_format=torch.channels_last)
     length, channels, height, width = frames.shape
@@ -265,100 +261,3 @@ def _norm_plain(norm: WanRMS_norm, x: torch.Tensor) -> torch.Tensor:
     length = x.float().square().sum(dim=1, keepdim=True).sqrt().clamp_min(1e-12)
     shape = (1, -1, *[1] * (x.ndim - 2))
     return (x.float() / length * norm.scale * norm.gamma.float().view(shape)).to(x.dtype)
-
-
-def _launch(
-    x: torch.Tensor,
-    norm: WanRMS_norm,
-    *,
-    out: torch.Tensor,
-    old: torch.Tensor | None,
-    new: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    silu: bool,
-    windowed: bool,
-) -> None:
-    _, channels, length, height, width = x.shape
-    block = triton.next_power_of_2(channels)
-    tile = max(1, TILE // block)
-    frame = height * width
-    before = 0 if new is None else MEMORY_FRAMES * frame
-    rows = before + length * frame
-    _norm_kernel[(triton.cdiv(rows, tile),)](
-        x, out, x if old is None else old, x if new is None else new, norm.gamma,
-        norm.gamma if bias is None else bias, rows, before, rows - before, frame, norm.scale,
-        CHANNELS=channels, BLOCK=block, ROWS=tile, SILU=silu, OLD=old is not None, NEW=new is not None,
-        BIAS=bias is not None, WINDOW=WINDOW if windowed else 1, num_warps=4,
-    )  # fmt: skip
-
-
-if triton is not None:
-
-    @triton.jit
-    def _norm_kernel(  # noqa: ANN202, PLR0913  a kernel's arguments are pointers and numbers
-        x, out, old, new, gamma, bias, rows, before, keep_from, frame, scale,  # noqa: ANN001
-        CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr,  # noqa: N803
-        OLD: tl.constexpr, NEW: tl.constexpr, BIAS: tl.constexpr, WINDOW: tl.constexpr,  # noqa: N803
-    ):  # fmt: skip
-        """Rows of pixels, C channels each: the first `before` come from `old`, the others are normed from `x`.
-
-        Rows from `keep_from` on are written to `new` as well. With a window, a row goes to the frames that see it.
-        """
-        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        lane = tl.arange(0, BLOCK)[None, :]
-        known = lane < CHANNELS
-        inside = (row < rows) & known
-        fresh = row >= before
-        value = tl.load(x + (row - before) * CHANNELS + lane, mask=inside & fresh, other=0.0).to(tl.float32)
-        if BIAS:
-            value += tl.load(bias + lane, mask=known, other=0.0).to(tl.float32)
-        length = tl.sqrt(tl.sum(value * value, axis=1))[:, None]
-        weight = tl.load(gamma + lane, mask=known, other=0.0).to(tl.float32)
-        value = value / tl.maximum(length, 1e-12) * scale * weight
-        if SILU:
-            value = value / (1.0 + tl.exp(-value))
-        if NEW:
-            past = tl.zeros_like(value)
-            if OLD:
-                earlier = inside & (row < before)
-                past = tl.load(old + row * CHANNELS + lane, mask=earlier, other=0.0).to(tl.float32)
-            value = tl.where(fresh, value, past)
-        result = value.to(out.dtype.element_ty)
-        if WINDOW == 1:
-            tl.store(out + row * CHANNELS + lane, result, mask=inside)
-        else:
-            for ahead in tl.static_range(WINDOW):
-                target = row - ahead * frame
-                seen = inside & (target >= 0) & (target < rows - before)
-                tl.store(out + (target * WINDOW + ahead) * CHANNELS + lane, result, mask=seen)
-        if NEW:
-            tl.store(new + (row - keep_from) * CHANNELS + lane, result, mask=inside & (row >= keep_from))
-
-    @triton.jit
-    def _add_kernel(  # noqa: ANN202
-        x, other, bias, count,  # noqa: ANN001
-        CHANNELS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
-    ):  # fmt: skip
-        """In place."""
-        place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        inside = place < count
-        value = tl.load(x + place, mask=inside).to(tl.float32)
-        value += tl.load(other + place, mask=inside).to(tl.float32)
-        value += tl.load(bias + place % CHANNELS, mask=inside).to(tl.float32)
-        tl.store(x + place, value.to(x.dtype.element_ty), mask=inside)
-
-    @triton.jit
-    def _double_kernel(  # noqa: ANN202
-        x, out, rows, width,  # noqa: ANN001
-        CHANNELS: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,  # noqa: N803
-    ):  # fmt: skip
-        """A pixel read once is written four times. Rows of frames on end: no pixel crosses a frame's edge."""
-        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-        lane = tl.arange(0, BLOCK)[None, :]
-        inside = (row < rows) & (lane < CHANNELS)
-        value = tl.load(x + row * CHANNELS + lane, mask=inside)
-        first = (row // width) * 4 * width + (row % width) * 2
-        for down in tl.static_range(2):
-            for right in tl.static_range(2):
-                target = first + down * 2 * width + right
-                tl.store(out + target * CHANNELS + lane, value, mask=inside)

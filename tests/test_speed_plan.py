@@ -1,0 +1,69 @@
+"""The plan follows from card and request alone."""
+
+import pytest
+from wan_animate.wan.runtime.errors import OutOfMemory
+from wan_animate.wan.speed.plan import Card, Load, choose_plan, host_bytes, peak_bytes
+
+LARGE, SMALL = Load(width=1280, height=720), Load(width=832, height=480)
+GIB = 2**30
+
+
+def card(gib: float, *, host_gb: float = 256) -> Card:
+    return Card(name=f"a {gib:g} GB card", memory_bytes=gib * GIB, host_bytes=host_gb * 1e9)
+
+
+def test_tokens_are_those_of_the_published_model():
+    assert LARGE.tokens == 75600
+    assert SMALL.tokens == 32760
+    assert Load(width=720, height=1280).tokens == LARGE.tokens
+
+
+@pytest.mark.parametrize(
+    ("gib", "load", "expected"),
+    [
+        (139, LARGE, ("resident", "resident")),
+        (79, LARGE, ("resident", "resident")),
+        (47, LARGE, ("resident", "streamed")),
+        (39.4, LARGE, ("streamed", "streamed")),
+        (23.5, LARGE, ("streamed", "streamed")),
+        (11.6, LARGE, ("streamed", "streamed")),
+        (7.6, SMALL, ("streamed", "streamed")),
+    ],
+)
+def test_a_larger_card_holds_more(gib: float, load: Load, expected: tuple[str, str]):
+    plan = choose_plan(card(gib), load)
+    assert (plan.transformer, plan.encoders) == expected
+    assert plan.peak_bytes <= gib * GIB
+
+
+def test_the_least_can_be_asked_for_on_any_card():
+    plan = choose_plan(card(139), LARGE, prefer_small=True)
+    assert (plan.transformer, plan.encoders) == ("streamed", "streamed")
+
+
+def test_measured_peaks_are_within_a_tenth_of_the_plan():
+    # benchmarks/results, one H200, whole request, everything streamed
+    for load, measured_gib in ((LARGE, 11.28), (SMALL, 6.71)):
+        planned = peak_bytes(load, transformer="streamed", encoders="streamed") / GIB
+        assert measured_gib <= planned <= 1.1 * measured_gib
+
+
+def test_what_was_asked_for_is_kept():
+    plan = choose_plan(card(79), LARGE, attention="cudnn", compiled=False)
+    assert (plan.attention, plan.compiled) == ("cudnn", False)
+
+
+def test_a_card_too_small_is_told_what_fits():
+    with pytest.raises(OutOfMemory, match=r"1280×720 needs 1\d GB .* has 9 GB: 960×544 would fit"):
+        choose_plan(card(8), LARGE)
+    with pytest.raises(OutOfMemory, match="too little for any size"):
+        choose_plan(card(2), LARGE)
+
+
+def test_too_little_host_memory_is_named():
+    with pytest.raises(OutOfMemory, match="needs 52 GB of it and 32 GB are there"):
+        choose_plan(card(24, host_gb=32), LARGE)
+
+
+def test_nothing_is_pinned_for_what_is_resident():
+    assert host_bytes(transformer="resident", encoders="resident") == 0

@@ -1,0 +1,81 @@
+"""The VAE's GPU layers compute what diffusers' do; their kernels what their plain forms do."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from wan_animate.wan.model.vae import VideoVae, chunks_of
+from wan_animate.wan.speed.vae_layout import FastCausalConv3d, use_gpu_kernels
+
+from benchmarks.random_models import random_vae
+
+CONFIG = {"base_dim": 8, "dim_mult": [1, 2, 8, 8], "num_res_blocks": 1}  # widths of both kinds: 8, and 64
+
+
+@torch.inference_mode()
+def test_the_layers_compute_what_diffusers_layers_do():
+    plain = random_vae("cpu", torch.float32, **CONFIG)
+    fast = use_gpu_kernels(copy.deepcopy(plain))
+    convolutions = [module for module in fast.modules() if isinstance(module, FastCausalConv3d)]
+    assert {module.is_windowed for module in convolutions} == {True, False}
+    video = torch.rand(1, 3, 13, 16, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents = [
+        VideoVae(network).encode(video[:, :, part] for part in chunks_of(13)) for network in (plain, fast)
+    ]
+    torch.testing.assert_close(latents[1], latents[0], rtol=1e-4, atol=1e-5)
+    frames = [torch.cat(list(VideoVae(network).decode(latents[0])), dim=2) for network in (plain, fast)]
+    assert frames[0].shape == video.shape
+    torch.testing.assert_close(frames[1], frames[0], rtol=1e-4, atol=1e-4)
+
+
+def test_the_weights_keep_their_names():
+    plain = random_vae("cpu", torch.float32, **CONFIG)
+    assert use_gpu_kernels(copy.deepcopy(plain)).state_dict().keys() == plain.state_dict().keys()
+
+
+INTERPRETED = """
+import itertools, torch
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
+from wan_animate.wan.speed import fused, vae_layout as vae
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+torch.manual_seed(0)
+last = {"memory_format": torch.channels_last_3d}
+def blank(like):  # every element has to be written
+    return torch.full_like(like, float("nan")).contiguous(**last)
+norm = WanRMS_norm(12, images=False)
+norm.gamma.uniform_(0.5, 1.5)
+x, old, bias = torch.randn(1, 12, 3, 5, 7).contiguous(**last), torch.randn(1, 12, 2, 5, 7).contiguous(**last), torch.randn(12)
+for frames, before, windowed, added in itertools.product((1, 3), (None, old), (False, True), (None, bias)):
+    part = x[:, :, :frames].contiguous(**last)
+    want, want_new = vae.norm_silu_remember(norm, part, before, bias=added, windowed=windowed)
+    out, new = blank(want), blank(want_new)
+    vae._launch(part, norm, out=out, old=before, new=new, bias=added, silu=True, windowed=windowed)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(new, want_new)
+out = blank(x)
+vae._launch(x, norm, out=out, old=None, new=None, bias=None, silu=False, windowed=False)
+torch.testing.assert_close(out, vae._norm_plain(norm, x))
+total = x.clone(**last)
+vae._add_kernel[(2,)](total, x, bias, x.numel(), CHANNELS=12, BLOCK=1024)
+torch.testing.assert_close(total, x + x + bias.view(1, -1, 1, 1, 1))
+frames = torch.randn(3, 12, 5, 7).contiguous(memory_format=torch.channels_last)
+want = vae.double_size(frames)
+out = torch.full_like(want, float("nan")).contiguous(memory_format=torch.channels_last)
+vae._double_kernel[(27,)](frames, out, 105, 7, CHANNELS=12, BLOCK=16, ROWS=4)
+assert torch.equal(out, want)
+tokens, weight = torch.randn(2, 6, 40), torch.rand(40) + 0.5
+cosines, sines = (torch.randn(1, 6, 1, 4).repeat_interleave(2, -1) for _ in range(2))
+out = torch.full_like(tokens, float("nan"))
+fused._norm_and_rotate_kernel[(12,)](tokens, weight, cosines, sines, out, 6, WIDTH=40, HEAD=8, EPS=1e-6, BLOCK=8)
+torch.testing.assert_close(out, fused._norm_and_rotate_plain(tokens, weight, cosines, sines, 1e-6))
+"""
+
+
+def test_the_kernels_compute_what_their_plain_forms_do():
+    pytest.importorskip("triton")
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment)
