@@ -5,6 +5,7 @@ probe → people → pose → smooth → encode_text → encode_image → per cl
 
 import errno
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -20,7 +21,7 @@ import cv2
 import numpy as np
 import torch
 
-from .preprocess.backends import build_backend
+from .preprocess.backends import NO_MASKS, build_backend
 from .preprocess.clip_source import AnimationSource, ReplacementSource, TrackedSource
 from .preprocess.geometry import fit_size, pad_to_fit, scale_and_crop
 from .preprocess.preprocessor import Preprocessor
@@ -36,15 +37,19 @@ from .wan.media.decode import SourceVideo, open_video
 from .wan.media.encode import AudioTrack, VideoWriter
 from .wan.media.probe import VideoInfo, probe_video
 from .wan.media.still import load_image
-from .wan.model.load import load_models
-from .wan.runtime.errors import DiskFull, OutOfMemory
+from .wan.model.device import usable_gpu
+from .wan.model.load import LoadProgress, load_models, require_gpu
+from .wan.runtime.errors import DiskFull, NotAvailableYet, OutOfMemory
 from .wan.runtime.job import Job
 from .wan.sampling import Sampling
+
+logger = logging.getLogger(__name__)
 
 KEPT_OUTPUT_S = (
     6 * 3600.0
 )  # older result folders of this program are removed: workers live long, disks are finite
 
+LOADING_LOG_S = 10.0
 PROBE_GUESS_S = 0.5
 WRITE_GUESS_S = 0.02  # a 720p frame through libx264 on two cores
 PREVIEW_GUESS_S = 0.06  # a frame decoded, drawn, laid out and encoded
@@ -162,6 +167,8 @@ class Production:
 
     def _open(self, job: Job) -> tuple[_Shot, Facts]:
         request = self.request
+        if request.replaces and not self.preprocessor.has_masks:
+            raise NotAvailableYet(NO_MASKS)
         job.expect("probe", 1, seconds_a_unit=PROBE_GUESS_S)
         with job.stage("probe") as stage:
             video = open_video(
@@ -287,12 +294,27 @@ def build_studio(*, model: str, preprocessing: str, cache_dir: Path) -> Studio:
     """
     if preprocessing == "auto":
         preprocessing = "embedded" if model == "smoke" else "full"
-    models = load_models(model)
+    gpu = usable_gpu() if model == "smoke" else require_gpu()
+    # The small files first: what they lack is told before tens of gigabytes are moved.
+    backend = build_backend(preprocessing, cache_dir=cache_dir, device=str(gpu) if gpu else None)
     return Studio(
-        preprocessor=Preprocessor(build_backend(preprocessing, cache_dir=cache_dir)),
-        animator=Animator(models),
+        preprocessor=Preprocessor(backend),
+        animator=Animator(load_models(model, on_progress=_loading())),
         track_cache=TrackCache(cache_dir / "wan-animate" / "tracks"),
     )
+
+
+def _loading() -> Callable[[LoadProgress], None]:
+    """Log lines on how far fetching and loading are, a few a minute."""
+    told_at = time.monotonic()
+
+    def tell(progress: LoadProgress) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= LOADING_LOG_S:
+            told_at = time.monotonic()
+            logger.info("%s", progress)
+
+    return tell
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What every case needs: a clock, the device's own ceilings, rows, and the facts a number is worthless without."""
+"""What every case needs: a clock, the device's ceilings, rows, and the facts behind a number."""
 
 import platform
 import statistics

@@ -1,4 +1,4 @@
-"""The engine's networks at their real size with seeded random weights: the cost of the real ones, not the picture.
+"""The engine's networks at their real size with seeded random weights: the real cost, not the picture.
 
 Weights are drawn so that activations stay of order one, which keeps differences between two ways of computing
 the same thing meaningful.
@@ -22,7 +22,8 @@ TINY_TRANSFORMER = {
     "num_attention_heads": 2, "attention_head_dim": 16, "added_kv_proj_dim": 32, "ffn_dim": 64,
     "text_dim": 32, "freq_dim": 32, "image_dim": 32, "num_layers": 4, "inject_face_latents_blocks": 2,
     "motion_encoder_channel_sizes": {str(2**power): 2 for power in range(2, 10)},
-    "motion_encoder_size": 32, "motion_style_dim": 16, "motion_dim": 4, "motion_encoder_dim": 16, "face_encoder_hidden_dim": 16,
+    "motion_encoder_size": 32, "motion_style_dim": 16, "motion_dim": 4, "motion_encoder_dim": 16,
+    "face_encoder_hidden_dim": 16,
 }  # fmt: skip
 TINY_VAE = {"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
 TEXT = {
@@ -45,8 +46,8 @@ def build_random_14b(
 ) -> Models:
     """All networks of the 14B engine for `device`, of random weights: about 48 GB in bf16.
 
-    `on_host`: transformer and encoders lie in host memory, for a plan that streams them. Drawn on the GPU all the
-    same, network by network.
+    `on_host`: transformer and encoders lie in host memory, for a plan that streams them. Drawn on the GPU all
+    the same, network by network.
     """
     device = torch.device(device)
     transformer = random_transformer(device, dtype, seed=seed)
@@ -83,7 +84,7 @@ def random_transformer(
     plain: bool = False,
     **changes: object,
 ) -> AnimateTransformer:
-    """The 14B transformer, or with `changes` to its configuration a smaller one; `plain`: diffusers' own class.
+    """The 14B transformer, or with `changes` to its configuration a smaller one; `plain`: diffusers' class.
 
     The same seed gives the same weights to both classes. Float32 stays where the product keeps it.
     """

@@ -3,8 +3,8 @@
     python -m benchmarks.report          the table, and the rows of the newest file of every case
     python -m benchmarks.report --short  the targets alone
 
-Reads benchmarks/results/*.json. The targets are numbers of one H100 80 GB; where another card was measured the
-table says so, and the peers' values of the same run tell how the cards compare.
+Reads benchmarks/results/*.json. The targets are numbers of one H100 80 GB; where another card was measured
+the table says so, and the peers' values of the same run tell how the cards compare.
 """
 
 import argparse
@@ -165,7 +165,8 @@ def target_table(results: Results) -> str:
         where = "" if found is None else f"{found.gpu}, {found.date}"
         sign = "≥" if target.at_least else "≤"
         lines.append(
-            f"| {target.name} | {sign} {target.limit:g} {target.unit} | {value} | {target.verdict(found)} | {where} |"
+            f"| {target.name} | {sign} {target.limit:g} {target.unit} | {value} "
+            f"| {target.verdict(found)} | {where} |"
         )
     return "\n".join(lines)
 

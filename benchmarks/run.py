@@ -4,7 +4,7 @@
     python -m benchmarks.run step vae --out FILE
     python -m benchmarks.run --tiny              on the CPU, in seconds: proves that the suite still runs
 
-Weights are random at the real size: they change the result, not the cost. Compilation is never inside a number.
+Weights are random at the real size: they change the result, not the cost. Compilation is never in a number.
 """
 
 import argparse

@@ -12,7 +12,8 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from ..wan.runtime.errors import InvalidInput, NotAvailableYet
+from ..wan.runtime.errors import InvalidInput, NoUsableGpu
+from ..wan.runtime.weights import REGISTRY, fetch
 from .keypoints import NUM_KEYPOINTS
 
 REGION: Final = 4  # numbers that tell a backend where to look; only it knows what they mean
@@ -80,6 +81,11 @@ class PoseEstimator(Protocol):
 class MaskTracker(Protocol):
     """The verb "track masks"."""
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether there are networks for it; without them `track_masks` raises NotAvailableYet."""
+        ...
+
     def track_masks(
         self, frames: Iterable[np.ndarray], *, regions: np.ndarray, poses: np.ndarray, shots: np.ndarray
     ) -> Generator[np.ndarray, None, None]:
@@ -100,18 +106,35 @@ class Backend(PeopleFinder, PoseEstimator, MaskTracker, Protocol):
         ...
 
 
+NO_MASKS: Final = (
+    'replacement is not available yet with preprocessing "full": set up with preprocessing "embedded"'
+)
+
 BACKENDS: Final = ("full", "embedded")
 
 
-def build_backend(name: str, *, cache_dir: Path) -> Backend:
-    """Load a backend's models by its name in `BACKENDS`; what `cache_dir`, the user's, lacks is fetched.
+def build_backend(name: str, *, cache_dir: Path, device: str | None = None) -> Backend:
+    """Load a backend's models by its name in `BACKENDS`, fetching what is missing.
 
-    Raises ModelFilesBroken, DiskFull, and NotAvailableYet for "full".
+    The embedded models lie in `cache_dir`, the user's cache folder, the full ones in the hub's own. `device` is the
+    GPU for the full ones ("cuda:0"), None where there is none.
+    Raises ModelFilesBroken, DiskFull, and NoUsableGpu where "full" is asked for without a GPU.
     """
     if name == "embedded":
         from .embedded.backend import EmbeddedBackend  # noqa: PLC0415 - LiteRT loads only where it is used
 
         return EmbeddedBackend(cache_dir)
     if name == "full":
-        raise NotAvailableYet('preprocessing "full" is not available yet: choose "embedded"')
+        if device is None:
+            raise NoUsableGpu(
+                'preprocessing "full" needs a CUDA GPU and none is usable here: choose "embedded", which does not'
+            )
+        from .full.backend import FullBackend  # noqa: PLC0415 - onnxruntime and ultralytics likewise
+
+        wanted = (REGISTRY["detector"], REGISTRY["pose"])
+        folders = fetch(wanted)
+        detector, pose = (folders[weights.name] / weights.patterns[0] for weights in wanted)
+        backend = FullBackend(detector=detector, pose=pose.parent, device=device)
+        backend.load()  # what cannot be loaded is told at setup, not in the middle of a request
+        return backend
     raise InvalidInput(f"preprocessing must be one of {', '.join(BACKENDS)}, got {name!r}")

@@ -46,6 +46,11 @@ class Preprocessor:
         self._stride = stride
 
     @property
+    def has_masks(self) -> bool:
+        """Whether `tracks` can be asked for masks."""
+        return self._backend.has_masks
+
+    @property
     def words(self) -> tuple[str, ...]:
         """What, besides the video, decides the tracks: for keys of caches."""
         return (*self._backend.words, f"stride {self._stride}")

@@ -65,8 +65,8 @@ def test_names_and_values_of_the_parameters_stay():
     assert streamed.state_dict().keys() == resident.state_dict().keys()
     for name, value in streamed.state_dict().items():
         assert torch.equal(value, resident.state_dict()[name])
-    # 42 floats of 4 bytes, 3 of 8 that begin at the next multiple of 256.
-    assert stream.host_bytes == 3 * (256 + 24)
+    # A table of 3 × 8 bytes; from the next multiples of 256 on, weights of 36 × 4 and biases of 6 × 4.
+    assert stream.host_bytes == 3 * (512 + 24)
 
 
 def test_slots_exist_only_during_a_pass():
@@ -74,7 +74,7 @@ def test_slots_exist_only_during_a_pass():
     stream = BlockStream(list(streamed), device=CPU)
     assert stream.device_bytes == 0
     streamed[0](torch.randn(2, 6))
-    assert stream.device_bytes == 2 * (256 + 24)
+    assert stream.device_bytes == 2 * (512 + 24)
     through(streamed, torch.randn(2, 6))
     assert stream.device_bytes == 0
 

@@ -39,7 +39,7 @@ def test_the_weights_keep_their_names():
 INTERPRETED = """
 import itertools, torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
-from wan_animate.wan.speed import fused, vae_layout as vae
+from wan_animate.wan.speed import fused, kernels, vae_layout as vae
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 torch.manual_seed(0)
@@ -48,29 +48,32 @@ def blank(like):  # every element has to be written
     return torch.full_like(like, float("nan")).contiguous(**last)
 norm = WanRMS_norm(12, images=False)
 norm.gamma.uniform_(0.5, 1.5)
-x, old, bias = torch.randn(1, 12, 3, 5, 7).contiguous(**last), torch.randn(1, 12, 2, 5, 7).contiguous(**last), torch.randn(12)
+x, old = (torch.randn(1, 12, frames, 5, 7).contiguous(**last) for frames in (3, 2))
+bias = torch.randn(12)
 for frames, before, windowed, added in itertools.product((1, 3), (None, old), (False, True), (None, bias)):
     part = x[:, :, :frames].contiguous(**last)
     want, want_new = vae.norm_silu_remember(norm, part, before, bias=added, windowed=windowed)
     out, new = blank(want), blank(want_new)
-    vae._launch(part, norm, out=out, old=before, new=new, bias=added, silu=True, windowed=windowed)
+    kernels.norm_pixels(
+        part, norm.gamma, norm.scale, out=out, old=before, new=new, bias=added, silu=True, windowed=windowed
+    )
     torch.testing.assert_close(out, want)
     torch.testing.assert_close(new, want_new)
 out = blank(x)
-vae._launch(x, norm, out=out, old=None, new=None, bias=None, silu=False, windowed=False)
+kernels.norm_pixels(x, norm.gamma, norm.scale, out=out, silu=False)
 torch.testing.assert_close(out, vae._norm_plain(norm, x))
 total = x.clone(**last)
-vae._add_kernel[(2,)](total, x, bias, x.numel(), CHANNELS=12, BLOCK=1024)
+kernels.add_in_place(total, x, bias)
 torch.testing.assert_close(total, x + x + bias.view(1, -1, 1, 1, 1))
 frames = torch.randn(3, 12, 5, 7).contiguous(memory_format=torch.channels_last)
 want = vae.double_size(frames)
 out = torch.full_like(want, float("nan")).contiguous(memory_format=torch.channels_last)
-vae._double_kernel[(27,)](frames, out, 105, 7, CHANNELS=12, BLOCK=16, ROWS=4)
+kernels.double_pixels(frames, out=out)
 assert torch.equal(out, want)
 tokens, weight = torch.randn(2, 6, 40), torch.rand(40) + 0.5
 cosines, sines = (torch.randn(1, 6, 1, 4).repeat_interleave(2, -1) for _ in range(2))
 out = torch.full_like(tokens, float("nan"))
-fused._norm_and_rotate_kernel[(12,)](tokens, weight, cosines, sines, out, 6, WIDTH=40, HEAD=8, EPS=1e-6, BLOCK=8)
+kernels.norm_and_rotate_rows(tokens, weight, cosines, sines, 1e-6, out=out)
 torch.testing.assert_close(out, fused._norm_and_rotate_plain(tokens, weight, cosines, sines, 1e-6))
 """
 

@@ -1,5 +1,7 @@
 """Attention among all tokens of a clip, kernel against kernel."""
 
+from functools import partial
+
 import torch
 from wan_animate.wan.speed.attention import PLAIN, attend, choose_attention, usable_kernels
 
@@ -22,7 +24,7 @@ def run(bench: Bench) -> None:
             result = attend(queries, keys, values, name)
             error = relative(result[:, :CHECKED, :2], exact)
             bench.time(
-                "attention", name, size, lambda n=name: attend(queries, keys, values, n),
+                "attention", name, size, partial(attend, queries, keys, values, name),
                 floor_s=bench.floor(4 * tokens**2 * heads * HEAD_DIM), difference=error,
                 note=f"{tokens} tokens; difference relative to float32",
             )  # fmt: skip

@@ -50,7 +50,7 @@ def run(bench: Bench) -> None:
             seconds, job, peak = make_clip(bench, animator, source, steps=steps)
         heat = ", ".join(f"{name} {value:.0f}" for name, value in found.items())
         bench.add(
-            Row(case="clip", what=f"ours, streamed, {steps} steps", size=size, seconds=seconds, spread=0.0, runs=1,
+            Row(case="clip", what=f"ours, streamed, {steps} steps", size=size, seconds=seconds, runs=1,
                 peak_gib=peak, note=f"{stages(job)}; {heat}")
         )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""GPU memory of a whole request, everything streamed: encoders, transformer, VAE. Host memory: benchmarks.memory."""
+"""GPU memory of a whole request with everything streamed. Host memory is benchmarks.memory's."""
 
 from benchmarks.cases.clip import RandomSource, engine, make_clip, stages
 from benchmarks.measuring import Bench, Row

@@ -47,7 +47,8 @@ def run(bench: Bench) -> None:
             )  # fmt: skip
             back = bench.time(
                 "vae", f"decode: {what}", size, lambda n=network: decode(n, latents),
-                runs=1 if slow else 3, warm=0 if slow else 1, difference=float(levels), note="mean grey levels",
+                runs=1 if slow else 3, warm=0 if slow else 1, difference=float(levels),
+                note="mean grey levels",
             )  # fmt: skip
         assert there.seconds is not None and back.seconds is not None
         bench.add(

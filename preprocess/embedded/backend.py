@@ -47,6 +47,11 @@ class EmbeddedBackend:
         """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
         return self._pool.in_order(_estimate, frames)
 
+    @property
+    def has_masks(self) -> bool:
+        """The landmark network brings them along."""
+        return True
+
     def track_masks(
         self, frames: Iterable[np.ndarray], *, regions: np.ndarray, poses: np.ndarray, shots: np.ndarray
     ) -> Generator[np.ndarray, None, None]:

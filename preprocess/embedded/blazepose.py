@@ -20,7 +20,7 @@ from .regions import (
     body_box,
     face_square,
     hand_square,
-    level_angle,
+    head_angle,
     merge_sightings,
     mesh_square,
     region_square,
@@ -49,6 +49,7 @@ SURE: Final = 0.7  # score of a person beside whom none is guessed: heads reach 
 # Where hips may be, of the height, and the reach, of the shorter side.
 GUESSES: Final = ((0.6, 1.0), (0.75, 1.4))
 
+NOD: Final = 0.6  # radians by which a head may be turned in the face detector's crop
 UPSIDE_DOWN_SURPLUS: Final = (
     0.1  # by which a face upside down must beat the upright one; true: 0.2, else −0.3
 )
@@ -228,16 +229,15 @@ class BlazePose:
         size = float((high - low).max())
         if size < MIN_SIDE:
             return None
-        around = Square(centre=(low + high) / 2, side=3 * size)
+        angle = head_angle(body.points[EYES], body.region)
+        # The detector wants heads upright, but to turn the crop with every nod would only add unrest.
+        upright = 0.0 if abs(angle) < NOD else angle
+        around = Square(centre=(low + high) / 2, side=3 * size, angle=upright)
         faces = [face for face in self._faces(frame, around) if face.score >= MIN_PRESENCE]
         if not faces:
-            return Square(centre=around.centre, side=2 * size, angle=level_angle(body.points[EYES]))
+            return Square(centre=around.centre, side=2 * size, angle=angle)
         nearest = min(faces, key=lambda face: float(np.linalg.norm(face.points.mean(axis=0) - 0.5)))
-        box, eyes = (
-            around.to_picture(places * FACE_DETECTOR_SIDE, FACE_DETECTOR_SIDE)
-            for places in (nearest.box.reshape(2, 2), nearest.points[:2])
-        )
-        return face_square(box, eyes)
+        return face_square(nearest.box, nearest.points[:2], inside=around)
 
     def _faces(self, frame: np.ndarray, square: Square) -> list[Detection]:
         """Faces in a square, down to low scores; their points begin with the right and the left eye."""

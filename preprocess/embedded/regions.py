@@ -38,6 +38,7 @@ SAME_BODY: Final = 0.2  # reaches between half of them
 SAME_HAND: Final = 0.3  # hand sizes between the middles of two hands
 
 FACE_GROWTH: Final = 1.5
+BACK: Final = -0.2  # cosine between the head's up and the body's from which the eyes are wrong
 MESH_EYES: Final = [33, 263]  # outer corners, right and left eye, of the 468
 HAND_GROWTH: Final = 2.7
 HAND_SHIFT: Final = 0.1  # of the hand's length, towards the fingers
@@ -137,11 +138,11 @@ def body_box(body: Body, frame_size: tuple[int, int]) -> np.ndarray:
     return np.concatenate([seen.min(axis=0), seen.max(axis=0)]).astype(np.float32)
 
 
-def face_square(box: np.ndarray, eyes: np.ndarray) -> Square:
-    """The mesh's square for a detected face: corners (2, 2) of its box, right and left eye (2, 2)."""
-    return Square(
-        centre=box.mean(axis=0), side=FACE_GROWTH * float((box[1] - box[0]).max()), angle=level_angle(eyes)
-    )
+def face_square(box: np.ndarray, eyes: np.ndarray, *, inside: Square) -> Square:
+    """The mesh's square for a face detected `inside` another: box (4,), right and left eye (2, 2), in 0…1."""
+    (centre,) = inside.to_picture((box[None, :2] + box[None, 2:]) / 2, 1)
+    side = FACE_GROWTH * float((box[2:] - box[:2]).max()) * inside.side
+    return Square(centre=centre, side=side, angle=level_angle(inside.to_picture(eyes, 1)))
 
 
 def mesh_square(mesh: np.ndarray) -> Square:
@@ -151,6 +152,15 @@ def mesh_square(mesh: np.ndarray) -> Square:
     turned = mesh @ turn.T
     low, high = turned.min(axis=0), turned.max(axis=0)
     return Square(centre=(low + high) / 2 @ turn, side=FACE_GROWTH * float((high - low).max()), angle=angle)
+
+
+def head_angle(eyes: np.ndarray, region: np.ndarray) -> float:
+    """How far a head is turned in the picture, radians, by its right and left eye (2, 2) in a region (4,).
+
+    Eyes that the body contradicts, as those of somebody seen from behind do, leave it to the body.
+    """
+    by_eyes, by_body = level_angle(eyes), up_angle(region[2:])
+    return by_eyes if np.cos(by_eyes - by_body) > BACK else by_body
 
 
 def level_angle(eyes: np.ndarray) -> float:

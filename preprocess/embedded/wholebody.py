@@ -89,7 +89,7 @@ class Body:
     points: np.ndarray  # (33, 2) float32 pixels
     visibility: np.ndarray  # (33,) float32 0…1: inside the picture and not hidden
     presence: float  # 0…1 that there is a person at all
-    region: np.ndarray  # (4,) float32: where the network itself would look next, see blazepose.py
+    region: np.ndarray  # (4,) float32: where the network itself would look next, see regions.py
 
 
 def whole_body(
@@ -102,8 +102,8 @@ def whole_body(
 ) -> np.ndarray:
     """One person's 133 points: (133, 3) float32, x, y in pixels and score 0…1.
 
-    A part that is None gets coordinates 0 and score 0. Points outside the picture of `frame_size` = (H,
-    W) keep their coordinates and get score 0.
+    A part that is None gets coordinates 0 and score 0. Points outside the picture of `frame_size`
+    = (H, W) keep their coordinates and get score 0.
     """
     pose = np.zeros((NUM_KEYPOINTS, 3), np.float32)
     for target, source in ((BODY, BODY_FROM), (FEET, FEET_FROM)):

@@ -9,8 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from ...wan.runtime.errors import NoPersonFound
-from ..backends import Estimate, People
+from ...wan.runtime.errors import NoPersonFound, NotAvailableYet
+from ..backends import NO_MASKS, Estimate, People
 from ..keypoints import (
     BODY,
     LEFT_HIP,
@@ -100,6 +100,22 @@ class FullBackend:
             for pose, (frame, region) in zip(poses, shown, strict=True):
                 looks = box_colours(frame, box_of(region))
                 yield Estimate(pose=pose, presence=presence_of(pose), looks=looks)
+
+    @property
+    def has_masks(self) -> bool:
+        """Masks will be SAM2's; this version has none."""
+        return False
+
+    def track_masks(
+        self,
+        frames: Iterable[np.ndarray],  # noqa: ARG002 - the verb's signature
+        *,
+        regions: np.ndarray,  # noqa: ARG002
+        poses: np.ndarray,  # noqa: ARG002
+        shots: np.ndarray,  # noqa: ARG002
+    ) -> Generator[np.ndarray, None, None]:
+        """Raises NotAvailableYet."""
+        raise NotAvailableYet(NO_MASKS)
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
         """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32.

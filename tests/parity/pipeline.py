@@ -135,7 +135,7 @@ def video(path: Path) -> Iterator[Finding]:
 
 
 def _conditions(run: "Run", clip: Clip, transformer: "WatchedTransformer") -> Iterator[Check]:
-    """What the transformer was given of a clip: its pose, and what is known of it, with the tail before it."""
+    """What the transformer was given of a clip: its pose, and what is known of it, the tail included."""
     prepared = transformer.prepared[clip.index]
     yield from run.compared(clip, "pose_latents", prepared["pose"][0], relative_largest, NETWORK)
     yield from run.compared(clip, "y", prepared["given"][0], relative_largest, NETWORK)

@@ -91,15 +91,7 @@ def load_models(
     """
     if name == "smoke":
         return build_smoke_models()
-    device = device or usable_gpu()
-    if device is None:
-        raise NoUsableGpu(
-            "the 14B model needs a CUDA GPU and none is usable here: use another machine, or "
-            '{"model": "smoke"} as setup to try everything at a tiny size'
-        )
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        check_gpu(properties.total_memory, name=properties.name)
+    device = device or require_gpu()
     if precision not in PRECISIONS:
         raise NotAvailableYet(f'precision "{precision}" is not available yet in this version: use "bf16"')
     dtype = PRECISIONS[precision]
@@ -121,6 +113,19 @@ def load_models(
         device=device,
         pace=PACE_14B,
     )
+
+
+def require_gpu() -> torch.device:
+    """The GPU for the 14B model. Raises NoUsableGpu where there is none, or none that can hold it."""
+    device = usable_gpu()
+    if device is None:
+        raise NoUsableGpu(
+            "the 14B model needs a CUDA GPU and none is usable here: use another machine, or "
+            '{"model": "smoke"} as setup to try everything at a tiny size'
+        )
+    properties = torch.cuda.get_device_properties(device)
+    check_gpu(properties.total_memory, name=properties.name)
+    return device
 
 
 def check_gpu(memory: int, *, name: str) -> None:

@@ -30,7 +30,7 @@ MEASURED_TOKENS = 16384  # enough to fill the largest card; a few milliseconds
 
 @torch.library.custom_op("wan_animate::attend", mutates_args=())
 def attend(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kernel: str) -> torch.Tensor:
-    """Attention by the kernel of this name. One opaque node to the compiler, so that any kernel fits its graphs."""
+    """Attention by the kernel of this name. One opaque node to the compiler: any kernel fits its graphs."""
     return _load(kernel)(queries, keys, values).contiguous()
 
 
@@ -42,7 +42,7 @@ def _(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, kernel: s
 def choose_attention(
     name: str, *, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int
 ) -> str:
-    """The kernel that a setup is to use: `name` itself if it works here, or with "auto" the fastest that does.
+    """The kernel that a setup is to use: `name` itself if it works here, or for "auto" the fastest that does.
 
     Raises SetupFailed where the named kernel is unknown or cannot run here.
     """
@@ -79,13 +79,11 @@ def why_not(name: str, *, device: torch.device, dtype: torch.dtype, head_dim: in
         return f"there is no such kernel, only {', '.join(KERNELS)}"
     if name == PLAIN:
         return None
+    majors = CAPABILITIES.get(name)
     if device.type != "cuda":
         return f"it needs a CUDA GPU, not {device.type}"
-    if dtype not in HALF:
-        return f"it computes in half precision, not {dtype}"
-    majors = CAPABILITIES.get(name)
-    if majors is not None and torch.cuda.get_device_capability(device)[0] not in majors:
-        return "this GPU is of another generation"
+    if dtype not in HALF or (majors and torch.cuda.get_device_capability(device)[0] not in majors):
+        return f"it is not made for {dtype} on {torch.cuda.get_device_name(device)}"
     try:
         error = difference(name, device=device, dtype=dtype, head_dim=head_dim)
     except Exception as problem:  # a kernel package fails in as many ways as there are packages

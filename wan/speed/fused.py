@@ -1,7 +1,8 @@
-"""The transformer's block with fewer trips through memory: what lies between two matrix products in one kernel each.
+"""The transformer's block with fewer trips through memory between its matrix products.
 
-Norms, modulation, gates and residuals are left to the compiler, which fuses them well. Ours are what it does not:
-the norm of queries and keys over all heads with the rotation that follows, and GELU inside the product before it.
+Norms, modulation, gates and residuals are left to the compiler, which fuses them well. Ours is what it does
+not: the norm of queries and keys over all heads with the rotation that follows, and GELU inside the product
+before it.
 Letters: B batch, N tokens, D width, all heads together.
 """
 
@@ -17,12 +18,7 @@ from diffusers.models.transformers.transformer_wan_animate import (
 )
 
 from .attention import PLAIN, attend
-
-try:
-    import triton
-    import triton.language as tl
-except ImportError:  # a torch without it: the plain functions serve
-    triton = None
+from .lazy import kernels
 
 TEXT_TOKENS = 512  # the context is the picture's tokens, then this many of text
 
@@ -32,20 +28,22 @@ def fuse(
 ) -> None:
     """Let all blocks use the fused operations; `attention` names the kernel of the tokens among themselves.
 
-    `rotation` and `gelu` False leave these two as diffusers has them, for measurements. Weights stay as they are. Text and picture are too few tokens for the large kernels to pay (measured on an
-    H200 at 75,600 tokens: 3.4 ms with flash-attn-4, 2.7 ms with torch's own): those use plain attention.
+    Text and picture are too few tokens for the large kernels to pay (an H200, 75,600 tokens: 3.4 ms with
+    flash-attn-4, 2.7 ms with torch's own): those use plain attention. `rotation` and `gelu` False leave these
+    two as diffusers has them, for measurements. Weights stay as they are.
     """
     for block in transformer.blocks:
         assert isinstance(block, WanTransformerBlock)
         for module in (block.attn1, block.attn2):
-            module.set_processor(FusedAttention(attention, rotation=rotation))
+            processor: Any = FusedAttention(attention, rotation=rotation)  # diffusers lists only its own
+            module.set_processor(processor)
         if gelu and isinstance(block.ffn.net[0], GELU):
             # The instance keeps its weights; only its forward changes.
             block.ffn.net[0].__class__ = FusedGelu
 
 
 class FusedAttention:
-    """An attention layer's forward: projections, norms, rotation, attention, output. Same numbers as diffusers'."""
+    """An attention layer's forward, from projections to output. The same numbers as diffusers'."""
 
     _attention_backend = None  # diffusers reads and sets these on every processor
     _parallel_config = None
@@ -89,7 +87,7 @@ class FusedAttention:
             picture, text = context[:, :-TEXT_TOKENS], context[:, -TEXT_TOKENS:]
         keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
         attended = attend(queries, keys, attn.to_v(text).unflatten(2, heads), PLAIN)
-        if picture is not None:
+        if picture is not None and attn.add_k_proj is not None and attn.add_v_proj is not None:
             keys = attn.norm_added_k(attn.add_k_proj(picture)).unflatten(2, heads)
             values = attn.add_v_proj(picture).unflatten(2, heads)
             attended = attended + attend(queries, keys, values, PLAIN)
@@ -97,7 +95,7 @@ class FusedAttention:
 
 
 class FusedGelu(GELU):
-    """Linear and GELU as one matrix product with an epilogue: the 4 GB between them at 720p are never written."""
+    """Linear and GELU as one matrix product: what lies between them is never written (2 GB at 720p)."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return linear_gelu(hidden_states, self.proj.weight, self.proj.bias)
@@ -109,7 +107,7 @@ def linear_gelu(tokens: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) 
     if tokens.device.type == "cpu":
         return F.gelu(F.linear(tokens, weight, bias), approximate="tanh")
     flat = tokens.reshape(-1, tokens.shape[-1])
-    product: Any = torch._addmm_activation(bias, flat, weight.t(), use_gelu=True)
+    product: Any = torch.ops.aten._addmm_activation(bias, flat, weight.t(), use_gelu=True)
     return product.view(*tokens.shape[:-1], -1)
 
 
@@ -127,15 +125,10 @@ def norm_and_rotate(
     `cosines` and `sines` are (1, N, 1, D / heads) float32, each value twice in a row.
     """
     tokens = tokens.contiguous()
-    if tokens.device.type == "cpu" or triton is None:
+    if not tokens.is_cuda:
         return _norm_and_rotate_plain(tokens, weight, cosines, sines, eps)
-    batch, length, width = tokens.shape
     out = torch.empty_like(tokens)
-    block = width & -width  # the largest power of two that divides the width: no lane is idle
-    _norm_and_rotate_kernel[(batch * length,)](
-        tokens, weight, cosines, sines, out, length,
-        WIDTH=width, HEAD=cosines.shape[-1], EPS=eps, BLOCK=block, num_warps=4,
-    )  # fmt: skip
+    kernels().norm_and_rotate_rows(tokens, weight, cosines, sines, eps, out=out)
     return out
 
 
@@ -163,31 +156,3 @@ def _norm_and_rotate_plain(
 
 def _eps(norm: torch.nn.RMSNorm) -> float:
     return torch.finfo(norm.weight.dtype).eps if norm.eps is None else norm.eps
-
-
-if triton is not None:
-
-    @triton.jit
-    def _norm_and_rotate_kernel(  # noqa: ANN202  a kernel's arguments are pointers and numbers
-        tokens, weight, cosines, sines, out, length,  # noqa: ANN001
-        WIDTH: tl.constexpr, HEAD: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,  # noqa: N803
-    ):  # fmt: skip
-        """One token a program. The second loop reads the row again, from the cache."""
-        row = tl.program_id(0).to(tl.int64)
-        position = row % length
-        lanes = tl.arange(0, BLOCK)
-        squares = tl.zeros((BLOCK,), tl.float32)
-        for start in tl.static_range(0, WIDTH, BLOCK):
-            value = tl.load(tokens + row * WIDTH + start + lanes).to(tl.float32)
-            squares += value * value
-        scale = tl.rsqrt(tl.sum(squares) / WIDTH + EPS)
-        half = tl.arange(0, BLOCK // 2)
-        for start in tl.static_range(0, WIDTH, BLOCK):
-            value = tl.load(tokens + row * WIDTH + start + lanes).to(tl.float32)
-            value *= scale * tl.load(weight + start + lanes).to(tl.float32)
-            first, second = tl.split(tl.reshape(value, (BLOCK // 2, 2)))
-            place = position * HEAD + (start + 2 * half) % HEAD
-            cos = tl.load(cosines + place)
-            sin = tl.load(sines + place)
-            turned = tl.join(first * cos - second * sin, first * sin + second * cos)
-            tl.store(out + row * WIDTH + start + lanes, tl.reshape(turned, (BLOCK,)).to(out.dtype.element_ty))

@@ -111,8 +111,8 @@ def _what_would_fit(card: Card, load: Load) -> str:
     if least <= card.memory_bytes:
         host = host_bytes(transformer="streamed", encoders="streamed") + HOST_RESERVE_BYTES
         return (
-            f"{asked} fits {card.name} only with weights kept in host memory, which needs {host / GB:.0f} GB of "
-            f"it and {card.host_bytes / GB:.0f} GB are there: use a machine with more memory"
+            f"{asked} fits {card.name} only with weights kept in host memory, which needs {host / GB:.0f} GB "
+            f"of it and {card.host_bytes / GB:.0f} GB are there: use a machine with more memory"
         )
     for width, height in ((1280, 720), (960, 544), (832, 480), (640, 368), (448, 256)):
         smaller = Load(width=width, height=height, frames=load.frames)

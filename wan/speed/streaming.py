@@ -1,8 +1,8 @@
 """Blocks that live in pinned host memory and visit the GPU when it is their turn, two at a time.
 
-While one block computes, the next is copied over: at the model's real size a copy takes a fifteenth of the compute
-it hides behind, so a card needs room for two blocks and the activations, not for forty blocks. Knows of a block
-only that all have the same parameters. Nothing about a block's use changes: it is still called in its old place.
+While one block computes, the next is copied over: at the model's real size a copy takes a fifteenth of the
+compute it hides behind, so a card needs room for two blocks and the activations, not for forty blocks. Knows
+of a block only that all have the same parameters. Blocks are still called in their old places.
 """
 
 import copy
@@ -10,6 +10,7 @@ import logging
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,10 +38,10 @@ class _Place:
 class BlockStream:
     """Streams `blocks` through two slots on `device`.
 
-    The blocks keep their names and parameters; the parameters' memory moves to the host, pinned. A pass calls them in
-    the order of the list; calls out of order are right, but wait. The slots exist while a pass is under way: between
-    two passes the memory is whoever's needs it (which costs the first copy of a pass, 15 ms at the real size).
-    `shells` are what really computes: compile those. Not for use from two threads.
+    The blocks keep their names and parameters; the parameters' memory moves to the host, pinned. A pass calls
+    them in the order of the list; calls out of order are right, but wait. The slots exist while a pass is
+    under way: between two passes the memory is for whoever needs it, at the price of the first copy of a pass
+    (15 ms at the real size). `shells` are what really computes: compile those. Not for use from two threads.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, device: torch.device) -> None:
@@ -182,7 +183,7 @@ def _lay_out(block: nn.Module) -> list[_Place]:
 
 def _pin(flat: torch.Tensor) -> None:
     """Pin memory in place. torch's own allocator rounds up to a power of two: 10 GB lost over 40 blocks."""
-    runtime = torch.cuda.cudart()
+    runtime: Any = torch.cuda.cudart()
     size = flat.numel()
     error = runtime.cudaHostRegister(flat.data_ptr(), size, 0)
     if int(error) != 0:

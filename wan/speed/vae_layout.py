@@ -1,12 +1,14 @@
 """The VAE's networks on a GPU: channels last everywhere, and one kernel where diffusers' layers run seven.
 
-Goes with any loop over chunks: the layers keep the memory of earlier chunks where diffusers' do, in their order.
-The convolutions stay cuDNN's; where it has no good one for a width (96 channels in three dimensions: 257 TFLOP/s
-on an H200, the same as two-dimensional: 539), the three frames a pixel depends on are laid side by side as
-channels. In float32 the results agree with diffusers' to rounding; in bf16 they are closer to float32 than
-diffusers' own bf16, which rounds after every one of the seven.
+Goes with any loop over chunks: the layers keep the memory of earlier chunks where diffusers' do. The
+convolutions stay cuDNN's; where it has no good one for a width (96 channels on an H200: 257 TFLOP/s in three
+dimensions, 539 in two), the three frames a pixel depends on are laid side by side as channels. In float32 the
+results agree with diffusers' to rounding; in bf16 they are closer to float32 than diffusers' own bf16, which
+rounds after every one of the seven.
 Letters: T frames, H W pixels, C channels; one video at a time.
 """
+
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from einops import rearrange
 from torch import nn
 
+from .lazy import kernels
 
 MEMORY_FRAMES = 2  # a causal convolution over three frames looks back at two
 WINDOW = MEMORY_FRAMES + 1
@@ -32,7 +35,7 @@ Memory = list[torch.Tensor | str | None]
 
 
 def use_gpu_kernels(autoencoder: AutoencoderKLWan) -> AutoencoderKLWan:
-    """Let an autoencoder use these layers. The instances keep their weights, whose layout in memory changes."""
+    """Let an autoencoder use these layers. The instances keep their weights; their layout changes."""
     for module in autoencoder.modules():
         if isinstance(module, nn.Conv3d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -61,7 +64,7 @@ class FastCausalConv3d(WanCausalConv3d):
         return self.kernel_size == (3, 3, 3) and self.in_channels % GOOD_CHANNELS != 0
 
     def forward(self, x: torch.Tensor, cache_x: torch.Tensor | None = None) -> torch.Tensor:
-        missing = self._padding[4]
+        missing = int(self._padding[4])
         if missing:
             x = with_memory(x, cache_x, frames=missing)
         if self.is_windowed:
@@ -70,7 +73,7 @@ class FastCausalConv3d(WanCausalConv3d):
         return self.convolve(x, self.bias)
 
     def convolve(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """(1, C, T + what time takes, H, W), or (1, 3 C, T, H, W) if windowed → (1, C', T, H, W), channels last."""
+        """(1, C, T + what time takes, H, W), or (1, 3 C, T, H, W) if windowed → (1, C', T, H, W)."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if self.is_windowed:
             frames = F.conv2d(rearrange(x, "1 c t h w -> t c h w"), self.flat_weight, bias, padding=1)
@@ -78,7 +81,8 @@ class FastCausalConv3d(WanCausalConv3d):
         if self.kernel_size == (1, 1, 1):
             rows = F.linear(rearrange(x, "1 c t h w -> t h w c"), self.weight[:, :, 0, 0, 0], bias)
             return rearrange(rows, "t h w c -> 1 c t h w")
-        return F.conv3d(x, self.weight, bias, self.stride, (0, self._padding[2], self._padding[0]))
+        padding = (0, int(self._padding[2]), int(self._padding[0]))
+        return F.conv3d(x, self.weight, bias, self.stride, padding)
 
 
 class FastRmsNorm(WanRMS_norm):
@@ -107,7 +111,8 @@ class FastResidualBlock(WanResidualBlock):
         x = x.contiguous(memory_format=torch.channels_last_3d)
         shortcut = self.conv_shortcut(x)
         bias = None  # cuDNN would add it in a pass of its own: whoever reads the result next adds it instead
-        for norm, convolution in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+        for norm, plain in ((self.norm1, self.conv1), (self.norm2, self.conv2)):
+            convolution = cast("FastCausalConv3d", plain)
             slot = feat_idx[0]
             x, feat_cache[slot] = norm_silu_remember(
                 norm, x, feat_cache[slot], bias=bias, windowed=convolution.is_windowed
@@ -135,7 +140,8 @@ class FastResample(WanResample):
                 x, before if isinstance(before, torch.Tensor) else None, frames=MEMORY_FRAMES
             )
             feat_cache[slot] = stacked[:, :, -MEMORY_FRAMES:].clone()
-            both = self.time_conv.convolve(stacked, self.time_conv.bias)
+            time_conv = cast("FastCausalConv3d", self.time_conv)
+            both = time_conv.convolve(stacked, time_conv.bias)
             x = rearrange(both, "b (two c) t h w -> b t two h w c", two=2)
             x = rearrange(x.contiguous(), "b t two h w c -> b c (t two) h w")
         feat_idx[0] += 1
@@ -193,7 +199,7 @@ def norm_frames(norm: WanRMS_norm, x: torch.Tensor, *, silu: bool) -> torch.Tens
         return F.silu(normed) if silu else normed
     x = x.contiguous(memory_format=torch.channels_last_3d)
     out = torch.empty_like(x)
-    _launch(x, norm, out=out, old=None, new=None, bias=None, silu=silu, windowed=False)
+    kernels().norm_pixels(x, norm.gamma, norm.scale, out=out, silu=silu)
     return out
 
 
@@ -223,7 +229,9 @@ def norm_silu_remember(
     shape = (WINDOW * channels, length) if windowed else (channels, MEMORY_FRAMES + length)
     out = torch.empty((1, *shape, height, width), **like)
     new = torch.empty((1, channels, MEMORY_FRAMES, height, width), **like)
-    _launch(x, norm, out=out, old=old, new=new, bias=bias, silu=True, windowed=windowed)
+    kernels().norm_pixels(
+        x, norm.gamma, norm.scale, out=out, old=old, new=new, bias=bias, silu=True, windowed=windowed
+    )
     return out, new
 
 
@@ -232,9 +240,7 @@ def add_with_bias(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | Non
     if not x.is_cuda or bias is None:
         return x + other if bias is None else x + other + bias.view(1, -1, 1, 1, 1)
     x, other = (part.contiguous(memory_format=torch.channels_last_3d) for part in (x, other))
-    _add_kernel[(triton.cdiv(x.numel(), TILE),)](
-        x, other, bias, x.numel(), CHANNELS=x.shape[1], BLOCK=TILE, num_warps=8
-    )
+    kernels().add_in_place(x, other, bias)
     return x
 
 
@@ -248,12 +254,7 @@ def double_size(frames: torch.Tensor) -> torch.Tensor:
         (length, channels, 2 * height, 2 * width),
         dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last,
     )  # fmt: skip
-    block = triton.next_power_of_2(channels)
-    tile = max(1, TILE // block)
-    rows = length * height * width
-    _double_kernel[(triton.cdiv(rows, tile),)](
-        frames, out, rows, width, CHANNELS=channels, BLOCK=block, ROWS=tile, num_warps=4
-    )
+    kernels().double_pixels(frames, out=out)
     return out
 
 
