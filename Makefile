@@ -19,14 +19,13 @@ demo: $(VENV)/installed
 	$(BIN)/wan-animate demo --driving "$(DRIVING)" --reference "$(REFERENCE)" --mode "$(MODE)" --out "$(OUT)"
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests --numprocesses auto --dist loadfile
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# --no-build-isolation would need setuptools in the environment; pip fetches the build's own instead.
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .

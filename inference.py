@@ -315,8 +315,8 @@ class _Options(BaseAppInput):
         default=18,
         ge=0,
         le=51,
-        description="H.264 constant rate factor, 1 (best, largest) to 51 (worst, smallest); 0 is lossless, which "
-        "many players cannot show.",
+        description="H.264 constant rate factor, 1 (best, largest) to 51 (worst, smallest); 0 is lossless, "
+        "which many players cannot show.",
     )
     preview: bool = Field(default=False, description="Also return the conditioning side by side as a video.")
 
@@ -491,7 +491,7 @@ class App(BaseApp):
         running = worker.start(production.make_video, cancel_requested=self._cancel_requested)
         _warn_unknown(input_data, running)
         if input_data.mode == "replacement" and input_data.relight is None:
-            running.job.warn("relight is not available yet in this version: the light of the reference is kept")
+            running.job.warn("relight is not available yet in this version: the reference keeps its light")
         try:
             async for progress in running.updates():
                 yield AppOutput(seed=seed, **_standing(progress), **_so_far(running.job, production.facts))

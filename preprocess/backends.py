@@ -116,8 +116,8 @@ BACKENDS: Final = ("full", "embedded")
 def build_backend(name: str, *, cache_dir: Path, device: str | None = None) -> Backend:
     """Load a backend's models by its name in `BACKENDS`, fetching what is missing.
 
-    The embedded models lie in `cache_dir`, the user's cache folder, the full ones in the hub's own. `device` is the
-    GPU for the full ones ("cuda:0"), None where there is none.
+    The embedded models lie in `cache_dir`, the user's cache folder, the full ones in the hub's own. `device`
+    is the GPU for the full ones ("cuda:0"), None where there is none.
     Raises ModelFilesBroken, DiskFull, and NoUsableGpu where "full" is asked for without a GPU.
     """
     if name == "embedded":
@@ -127,7 +127,7 @@ def build_backend(name: str, *, cache_dir: Path, device: str | None = None) -> B
     if name == "full":
         if device is None:
             raise NoUsableGpu(
-                'preprocessing "full" needs a CUDA GPU and none is usable here: choose "embedded", which does not'
+                'preprocessing "full" needs a CUDA GPU and none is usable here: choose "embedded"'
             )
         from .full.backend import FullBackend  # noqa: PLC0415 - onnxruntime and ultralytics likewise
 

@@ -89,9 +89,7 @@ class Preprocessor:
             boxes = smooth_face_boxes(steady, video.size, rate=rate, shots=shots)
             stage.advance(len(sources))
         warnings = (
-            *newcomer_warnings(
-                [one for one in track.newcomers if present[shots == shots[one]].any()], subject, shown
-            ),
+            *newcomer_warnings(track.newcomers, subject, present[shown], shots[shown]),
             *absence_warnings(present[shown], shots[shown], fps=float(video.fps)),
             *face_warnings(steady[shown]),
         )
@@ -244,13 +242,21 @@ def face_warnings(poses: np.ndarray) -> list[str]:
     return [f"no face in {_in_words(ranges)}: it is cut out where it should be, by the frames around"]
 
 
-def newcomer_warnings(newcomers: Sequence[int], subject: Subject, shown: np.ndarray) -> list[str]:
-    """Sentences on cuts (source frames) after which another person was taken; `shown` (T,) as in `tracks`."""
+def newcomer_warnings(
+    newcomers: Sequence[int], subject: Subject, present: np.ndarray, shots: np.ndarray
+) -> list[str]:
+    """A sentence on shots (by their numbers) that show somebody else; `present` and `shots` are (T,)."""
+    ranges = [
+        (int(frames[0]), int(frames[-1]))
+        for shot in newcomers
+        if present[frames := np.flatnonzero(shots == shot)].any()
+    ]
+    if not ranges:
+        return []
     which = {"center": "most central"}.get(subject, subject)
     return [
-        f"after the cut at frame {int(np.searchsorted(shown, frame))} nobody looks like the person "
-        f"before it: the {which} person there is followed"
-        for frame in newcomers
+        f"nobody in {_in_words(ranges)}, in another shot, looks like the person followed in the rest: "
+        f"the {which} person there is followed"
     ]
 
 

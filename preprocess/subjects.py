@@ -32,7 +32,7 @@ MAX_STRANDS: Final = 300  # the best ones; putting together takes time with the 
 
 # --- Identities
 MOVE: Final = 0.4  # how far a person gets from one frame to the next, beyond what was expected …
-MOVE_A_FRAME: Final = 0.08  # … and in every further frame of a gap
+MOVE_A_FRAME: Final = 0.12  # … and in every further frame of a gap
 MAX_MOVE: Final = 6.0
 BREVITY: Final = 0.5  # cost of a group of one frame: chance detections must not come first
 SAME_LOOKS: Final = 0.6  # looks cost up to which strands may be one person
@@ -48,6 +48,7 @@ PROOFS: Final = [FACE.start + 30, LEFT_HAND.start, RIGHT_HAND.start]  # tip of t
 MIN_WEIGHT: Final = 0.05  # of the heaviest identity's area × score × time, or it is a passer-by
 DOUBLE_OVERLAP: Final = 0.5  # intersection over union from which two boxes are one person
 
+GAP_TRUST: Final = 0.1  # score of a region in a gap: enough to keep a curve from running on into it
 IMPOSSIBLE: Final = 1e6  # stands for infinity in an assignment, which needs finite costs
 
 
@@ -94,7 +95,7 @@ class SubjectTrack:
     looks: np.ndarray  # (N, L) float32: how the person of that shot looks
     others: tuple[Identity, ...]  # everybody else of importance, so as not to be taken for the person
     sure: np.ndarray  # (N,) bool: detected so clearly that no face or hand is needed to prove the person
-    newcomers: tuple[int, ...] = ()  # first frames of shots in which another person had to be taken
+    newcomers: tuple[int, ...] = ()  # numbers of the shots in which another person had to be taken
 
     @property
     def seen(self) -> np.ndarray:
@@ -160,18 +161,21 @@ def follow(
     smoothing of the regions.
     """
     identities = [one for one in find_identities(people, shots) if one.strength >= TRUSTED]
-    chosen = choose(identities, subject=subject, width=frame_size[1])
-    if chosen is None:
+    if not identities:
         return None
+    # "Largest" is said of the whole video; left and right change their meaning at a cut, so of its beginning.
+    beginning = shots == shots[min(int(one.frames[0]) for one in identities)]
+    scope = np.ones(len(shots), bool) if subject == "largest" else beginning
+    chosen = _choose_within(scope, identities, subject=subject, width=frame_size[1])
+    assert chosen is not None  # the scope holds at least one of them
     parts, newcomers = [chosen], []
     for shot in np.unique(shots):
         here = shots == shot
         if chosen.within(here) is None:
-            present = [part for one in identities if (part := one.within(here)) is not None]
-            other = choose(present, subject=subject, width=frame_size[1])
-            if other is not None:
-                parts.append(other)
-                newcomers.append(int(np.flatnonzero(here)[0]))
+            other = _choose_within(here, identities, subject=subject, width=frame_size[1])
+            if other is not None and (part := other.within(here)) is not None:
+                parts.append(part)
+                newcomers.append(int(shot))
     others = tuple(one for one in identities if not any(_is_double(one, part) for part in parts))
     return _track(parts, shots, half=half, others=others, newcomers=tuple(newcomers))
 
@@ -200,6 +204,15 @@ def choose(identities: Sequence[Identity], *, subject: Subject, width: int) -> I
     middles = np.array([_middle(one, frames[counts > 1]) for one in serious])
     distance = {"leftmost": middles, "rightmost": -middles, "center": np.abs(middles - width / 2)}[subject]
     return serious[int(np.argmin(distance))]
+
+
+def _choose_within(
+    mask: np.ndarray, identities: Sequence[Identity], *, subject: Subject, width: int
+) -> Identity | None:
+    """The identity that is meant in the frames of a mask (N,), as a whole; None where nobody is in them."""
+    parts = [(part, one) for one in identities if (part := one.within(mask)) is not None]
+    chosen = choose([part for part, _ in parts], subject=subject, width=width)
+    return next((one for part, one in parts if part is chosen), None)
 
 
 def _middle(identity: Identity, crowded: np.ndarray) -> float:
@@ -441,7 +454,8 @@ def _track(
         looks[here], sure[here] = part.looks, part.strength >= SURE
     seen = weights > 0
     regions = fill_gaps(regions, seen, np.zeros(count, int))  # a shot without anybody needs some place, too
-    regions = smooth_track(fill_gaps(regions, seen, shots), weights, shots, half=half, robust=True)
+    regions = fill_gaps(regions, seen, shots)
+    regions = smooth_track(regions, np.maximum(weights, GAP_TRUST), shots, half=half, robust=True)
     return SubjectTrack(
         regions=regions.astype(np.float32),
         boxes=boxes,

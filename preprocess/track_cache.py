@@ -1,7 +1,7 @@
 """Tracks kept on disk by content, so that a run after a preview does not repeat pass 1.
 
-A key is made of the video's bytes, the frames used, the subject, the backend and this module's version: the same
-key means the same tracks, whoever asks. Reads and writes whole files; knows no model and no job.
+A key is made of the video's bytes, the frames used, the subject, the backend and this module's version: the
+same key means the same tracks, whoever asks. Reads and writes whole files; knows no model and no job.
 """
 
 import contextlib

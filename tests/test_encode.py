@@ -319,7 +319,8 @@ import numpy as np
 from wan_animate.wan.media.encode import VideoWriter
 
 libc = ctypes.CDLL(None)
-libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_size_t], [ctypes.c_void_p]
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
 libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: encoders get used memory, not fresh zeros
 libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 frames = np.random.default_rng(0).integers(0, 255, (9, 272, 240, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The public contract of the inputs: names, defaults, bounds, order, cross rules, and every way to give a file."""
+"""The public contract of the inputs: names, defaults, bounds, order, cross rules, ways to give a file."""
 
 import base64
 import functools
@@ -204,7 +204,7 @@ def test_an_empty_file_field_is_a_missing_file(files, empty):
 
 
 def test_a_path_that_is_not_there_is_named(files, tmp_path):
-    with pytest.raises(ValidationError, match="is not there: .*nowhere.mp4"):
+    with pytest.raises(ValidationError, match=r"is not there: .*nowhere\.mp4"):
         AppInput.model_validate(files | {"driving_video": str(tmp_path / "nowhere.mp4")})
 
 

@@ -27,7 +27,7 @@ SMALL = {
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with input.json, setup.json and the media beside them, and an empty cache but for the models."""
+    """input.json, setup.json and the media beside them, and a cache with nothing but the models."""
     users_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     ensure_models(users_cache)
     models = tmp_path / "cache" / FOLDER

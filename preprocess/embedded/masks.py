@@ -1,8 +1,8 @@
 """A person's silhouette from the landmark network's segmentation: logits of crops in, (H, W) masks out. Pure.
 
 The network segments whoever fills its crop: softly, with a little leak into neighbours of the same colour. So
-logits are averaged over neighbouring frames, and only what touches the person's skeleton is kept. S = 256 pixels,
-N frames.
+logits are averaged over neighbouring frames, and only what touches the person's skeleton is kept.
+S = 256 pixels, N frames.
 """
 
 from collections import deque
