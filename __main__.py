@@ -194,13 +194,24 @@ def _delivered(
             continue
         made = Path(file.path)
         target = folder / f"{stem}{made.suffix}"
-        number = 2
-        while not replace and target.exists():
-            target = folder / f"{stem}-{number}{made.suffix}"
-            number += 1
+        target = target if replace else _free(target)
         shutil.move(made, target)
         setattr(output, field, File(path=str(target.resolve())))
+        intermediates = (
+            made.parent / "intermediates"
+        )  # production.py puts them there, where setup asks for them
+        if intermediates.exists():
+            shutil.move(intermediates, _free(folder / "intermediates"))
     return output.model_dump(mode="json")
+
+
+def _free(target: Path) -> Path:
+    """`target`, or where that exists the first of target-2, target-3, … that does not."""
+    number, free = 2, target
+    while free.exists():
+        free = target.with_name(f"{target.stem}-{number}{target.suffix}")
+        number += 1
+    return free
 
 
 def _made(folder: Path) -> Path:

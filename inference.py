@@ -235,7 +235,8 @@ class AppSetup(BaseAppSetup):
     )
     keep_intermediates: bool = Field(
         default=False,
-        description="Also write src_pose.mp4, src_face.mp4, src_ref.png, src_bg.mp4 and src_mask.mp4.",
+        description="Also write src_pose.mp4, src_face.mp4, src_ref.png, src_bg.mp4 and src_mask.mp4, in a "
+        "folder named intermediates beside the result.",
     )
 
 
@@ -476,7 +477,10 @@ class App(BaseApp):
             from .production import build_studio  # noqa: PLC0415 - torch and the rest load here, not at import
 
             return build_studio(
-                model=config.model, preprocessing=config.preprocessing, cache_dir=_cache_dir(os.environ)
+                model=config.model,
+                preprocessing=config.preprocessing,
+                cache_dir=_cache_dir(os.environ),
+                keep_intermediates=config.keep_intermediates,
             )
 
         self._studio = await self._worker.start(build, cancel_requested=lambda: False).result()
@@ -559,7 +563,6 @@ def _check_setup(config: AppSetup) -> None:
         "gpus": config.gpus > 1,
         "loras": bool(config.loras),
         "step_cache": config.step_cache == "on",
-        "keep_intermediates": config.keep_intermediates,
         "attention": config.attention != "auto",
     }
     for name, asked in waiting.items():

@@ -24,6 +24,7 @@ import torch
 from .preprocess.backends import NO_MASKS, build_backend
 from .preprocess.clip_source import AnimationSource, ReplacementSource, TrackedSource
 from .preprocess.geometry import fit_size, pad_to_fit, scale_and_crop
+from .preprocess.intermediates import write_intermediates
 from .preprocess.preprocessor import Preprocessor
 from .preprocess.preview import write_contact_sheet, write_preview
 from .preprocess.silhouette import MaskShaping
@@ -125,6 +126,7 @@ class Production:
     preprocessor: Preprocessor
     animator: Animator
     track_cache: TrackCache
+    keep_intermediates: bool = False
     facts: Facts | None = field(default=None, init=False)
 
     def make_video(self, job: Job) -> Made:
@@ -133,6 +135,7 @@ class Production:
             shot, facts = self._open(job)
             tracks = self._tracks(shot, job, then=lambda: self._announce_clips(facts, job))
             source = self._source(shot, tracks)
+            self._keep(folder, source, job)
             target = folder / "output.mp4"
             with self._writer(target, shot, facts) as writer:
                 for frames in self.animator.frames(source, self.request.sampling, job):
@@ -155,8 +158,10 @@ class Production:
         """Only the conditioning, to look at."""
         with _own_folder() as folder, _plain_errors():
             shot, facts = self._open(job)
-            tracks = self._tracks(shot, job, then=lambda: self._announce_show(facts, job))
-            preview, sheet = self._show(folder, self._source(shot, tracks), job, finished=None)
+            tracks = self._tracks(shot, job, then=lambda: self._announce_looks(facts, job, previews=1))
+            source = self._source(shot, tracks)
+            self._keep(folder, source, job)
+            preview, sheet = self._show(folder, source, job, finished=None)
             return Made(
                 video=None,
                 preview=preview,
@@ -231,11 +236,12 @@ class Production:
             width=facts.width,
         )
         job.expect("write", facts.num_frames, seconds_a_unit=WRITE_GUESS_S)
-        if self.request.preview:
-            self._announce_show(facts, job)
+        self._announce_looks(facts, job, previews=int(self.request.preview))
 
-    def _announce_show(self, facts: Facts, job: Job) -> None:
-        job.expect("preview", facts.num_frames, seconds_a_unit=PREVIEW_GUESS_S)
+    def _announce_looks(self, facts: Facts, job: Job, *, previews: int) -> None:
+        passes = previews + int(self.keep_intermediates)
+        if passes:
+            job.expect("preview", passes * facts.num_frames, seconds_a_unit=PREVIEW_GUESS_S)
 
     def _show(
         self, folder: Path, source: TrackedSource, job: Job, *, finished: SourceVideo | None
@@ -248,6 +254,12 @@ class Production:
             )
             write_contact_sheet(sheet, source, finished=finished)
         return video, sheet
+
+    def _keep(self, folder: Path, source: TrackedSource, job: Job) -> None:
+        """Write the intermediate files beside the result, where setup asks for them."""
+        if self.keep_intermediates:
+            with job.stage("preview") as stage:
+                write_intermediates(folder / "intermediates", source, stage=stage)
 
     def _audio(self, video: SourceVideo) -> AudioTrack | None:
         return AudioTrack.of(video.info, start_s=video.plan.start_s) if self.request.keep_audio else None
@@ -276,6 +288,7 @@ class Studio:
     preprocessor: Preprocessor
     animator: Animator
     track_cache: TrackCache
+    keep_intermediates: bool = False
 
     def production(self, request: Request) -> Production:
         """A request, ready to be made."""
@@ -284,10 +297,13 @@ class Studio:
             preprocessor=self.preprocessor,
             animator=self.animator,
             track_cache=self.track_cache,
+            keep_intermediates=self.keep_intermediates,
         )
 
 
-def build_studio(*, model: str, preprocessing: str, cache_dir: Path) -> Studio:
+def build_studio(
+    *, model: str, preprocessing: str, cache_dir: Path, keep_intermediates: bool = False
+) -> Studio:
     """Load the models. Raises SetupFailed or NotAvailableYet where that is impossible.
 
     `cache_dir` is the user's cache folder; ours is below it.
@@ -301,6 +317,7 @@ def build_studio(*, model: str, preprocessing: str, cache_dir: Path) -> Studio:
         preprocessor=Preprocessor(backend),
         animator=Animator(load_models(model, on_progress=_loading())),
         track_cache=TrackCache(cache_dir / "wan-animate" / "tracks"),
+        keep_intermediates=keep_intermediates,
     )
 
 

@@ -85,18 +85,21 @@ class Preprocessor:
             raise NoPersonFound(_nobody(video))
         silhouettes = self._silhouettes(video, track, poses, present, shots, job) if masks else None
         with job.stage("smooth", total=len(sources)) as stage:
-            steady = smooth_poses(poses, present, shots, rate=rate, frame_size=video.size)
+            steady = smooth_poses(poses, present, shots, rate=rate, frame_size=video.size, check=job.check)
+            del poses
             boxes = smooth_face_boxes(steady, video.size, rate=rate, shots=shots)
             stage.advance(len(sources))
+        if len(shown) > len(sources):
+            steady, boxes = steady[shown], boxes[shown]
         warnings = (
             *newcomer_warnings(track.newcomers, subject, present[shown], shots[shown]),
             *absence_warnings(present[shown], shots[shown], fps=float(video.fps)),
-            *face_warnings(steady[shown]),
+            *face_warnings(steady),
         )
         return Tracks(
             frame_size=video.size,
-            poses=steady[shown],
-            face_boxes=boxes[shown],
+            poses=steady,
+            face_boxes=boxes,
             masks=silhouettes.picked(shown) if silhouettes else None,
             warnings=warnings,
         )

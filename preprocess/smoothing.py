@@ -4,13 +4,13 @@ The whole video is at hand, so every filter looks both ways and shifts nothing i
 filled or held across a cut: `shots` (N,) numbers the shots. N frames, C coordinates.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
-from scipy.ndimage import median_filter
+from scipy.ndimage import binary_closing, binary_opening, median_filter
 
 from .keypoints import (
     FACE,
@@ -87,18 +87,25 @@ EDGE: Final = 0.02  # of the longer side, by which a visible joint may leave the
 
 
 def smooth_poses(
-    poses: np.ndarray, present: np.ndarray, shots: np.ndarray, *, rate: float, frame_size: tuple[int, int]
+    poses: np.ndarray,
+    present: np.ndarray,
+    shots: np.ndarray,
+    *,
+    rate: float,
+    frame_size: tuple[int, int],
+    check: Callable[[], None] = lambda: None,
 ) -> np.ndarray:
     """Steady poses (N, 133, 3) float32 for all frames from estimated ones, which stay as they are.
 
     Places: confidence-weighted parabolas over a quarter of a second. Scores: ≥ 0.5 exactly where a point
     is steadily visible, so that limbs do not flicker around the drawing's threshold; 0 outside a picture
     of `frame_size` = (H, W). Frames that are not `present` (N,) bool get stand-ins, see `find_absences`.
-    `rate` is in frames a second.
+    `rate` is in frames a second. `check` is called now and then, and may raise to stop.
     """
     patience = 1 + np.clip(unrest(poses, present) / CALM - 1, 0, MAX_PATIENCE - 1)
     steady = np.zeros_like(poses)
     for point in range(poses.shape[1]):
+        check()
         carrier = next((joint for part, joint in CARRIED if part.start <= point < part.stop), None)
         origin = None if carrier is None else steady[:, carrier, :2]
         half = round((TRUNK_SMOOTH_S if point in TRUNK else SMOOTH_S) * rate * patience)
@@ -112,7 +119,8 @@ def smooth_poses(
         )
     for absence in find_absences(present, shots):
         _stand_in(steady, absence, bridge=round(BRIDGE_S * rate))
-    _settle_edges(steady, frame_size)
+    for point in range(poses.shape[1]):
+        _settle_edge(steady[:, point], frame_size, is_joint=point < FEET.stop)
     return steady
 
 
@@ -129,20 +137,20 @@ def unrest(poses: np.ndarray, present: np.ndarray) -> float:
     return float(np.median(shake[settled])) / length
 
 
-def _settle_edges(poses: np.ndarray, frame_size: tuple[int, int]) -> None:
-    """Points outside the picture get a score of 0, but a visible joint just outside is moved to the edge.
+def _settle_edge(track: np.ndarray, frame_size: tuple[int, int], *, is_joint: bool) -> None:
+    """A point (N, 3): outside the picture its scores become 0, but a visible joint just outside moves to the edge.
 
     A joint that hovers about the edge would otherwise come and go, and its limbs with it.
     """
     height, width = frame_size
-    limits = np.array([width, height], poses.dtype)
-    joints = poses[:, : FEET.stop]
-    inside = np.clip(joints[..., :2], 0, limits - 1)
-    near = np.abs(joints[..., :2] - inside).max(axis=-1) <= EDGE * max(frame_size)
-    drawn = near & (joints[..., 2] >= VISIBLE)
-    joints[drawn, :2] = inside[drawn]
-    outside = ((poses[..., :2] < 0) | (poses[..., :2] >= limits)).any(axis=-1)
-    poses[outside, 2] = 0.0
+    limits = np.array([width, height], track.dtype)
+    if is_joint:
+        inside = np.clip(track[:, :2], 0, limits - 1)
+        near = np.abs(track[:, :2] - inside).max(axis=1) <= EDGE * max(frame_size)
+        drawn = near & (track[:, 2] >= VISIBLE)
+        track[drawn, :2] = inside[drawn]
+    outside = ((track[:, :2] < 0) | (track[:, :2] >= limits)).any(axis=1)
+    track[outside, 2] = 0.0
 
 
 def _smooth_point(
@@ -184,10 +192,19 @@ def steady_visibility(scores: np.ndarray, shots: np.ndarray, *, flicker: int) ->
         for frame, score in enumerate(scores[start:stop].tolist(), start):
             state = score >= (VANISH if state else APPEAR)
             visible[frame] = state
-        if stop - start >= 2 * flicker:
-            # Of an even number of frames a median is biased; this one spans all that is to be undone.
-            visible[start:stop] = median_filter(visible[start:stop], size=2 * flicker - 1, mode="nearest")
+        if flicker > 1 and stop - start >= 2 * flicker:
+            visible[start:stop] = _without_short_runs(visible[start:stop], flicker)
     return visible
+
+
+def _without_short_runs(visible: np.ndarray, flicker: int) -> np.ndarray:
+    """(N,) bool in which every run, but for the first and the last, is at least `flicker` frames long."""
+    # The majority decides first: hits that are mostly misses must not add up. What alternates evenly, which a
+    # majority leaves as it is, is then visible.
+    major = median_filter(visible, size=2 * flicker - 1, mode="nearest")
+    padded = np.pad(major, flicker, mode="edge")
+    window = np.ones(flicker, bool)
+    return binary_opening(binary_closing(padded, window), window)[flicker:-flicker]
 
 
 # --- absences: frames in which the person could not be estimated at all

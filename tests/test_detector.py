@@ -247,12 +247,13 @@ def test_the_library_leaves_the_process_and_the_home_alone(tmp_path, detector_fi
 import os, socket, subprocess, sys, threading, warnings
 from pathlib import Path
 import cv2, numpy as np, torch
+from PIL import Image
 def forbidden(*args, **kwargs):
     raise AssertionError("the library goes out")
 socket.socket.connect = socket.getaddrinfo = subprocess.Popen.__init__ = forbidden
 def state():
     return (dict(os.environ), cv2.getNumThreads(), torch.get_num_threads(), repr(np.get_printoptions()),
-            list(warnings.filters), torch.save, threading.active_count(), sorted(os.listdir()))
+            list(warnings.filters), torch.save, Image.open, threading.active_count(), sorted(os.listdir()))
 before = state()
 from wan_animate.preprocess.full.detector import IdentityTracker, PersonDetector
 assert "ultralytics" not in sys.modules and "onnxruntime" not in sys.modules
@@ -260,7 +261,7 @@ detector = PersonDetector(Path({str(detector_file)!r}), device="cpu")
 list(detector([np.zeros((90, 160, 3), np.uint8)] * 40))
 IdentityTracker()
 assert os.environ.pop("ORT_DISABLE_TELEMETRY") == "1"  # the one thing that stays
-for name, was, now in zip("environ cv2 torch numpy filters save threads files".split(), before, state()):
+for name, was, now in zip("environ cv2 torch numpy filters save open threads files".split(), before, state()):
     assert was == now, (name, was, now)
 from ultralytics.utils import checks, events
 assert not events.events.enabled and not checks.AUTOINSTALL

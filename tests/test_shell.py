@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import pytest
+from wan_animate import PreviewInput
 from wan_animate.__main__ import EXIT_BAD_INPUT, EXIT_CANCELLED, EXIT_FAILED, main
 from wan_animate.preprocess.embedded.models import FOLDER, ensure_models
 from wan_animate.wan.media.probe import probe_video
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMOKE = {"model": "smoke"}
+PREVIEW_FIELDS = set(PreviewInput.model_fields)
 SMALL = {
     "reference_image": {"path": "reference.jpg"},
     "resolution_width": 256,
@@ -77,6 +79,21 @@ def test_an_existing_result_is_not_written_over(project: Path, capsys):
     assert main(command(project)) == 0
     assert json.loads(capsys.readouterr().out)["output_video"]["filename"] == "output-2.mp4"
     assert (project / "out" / "output.mp4").read_bytes() == b"precious"
+
+
+def test_preview_writes_a_video_a_sheet_and_the_intermediates(project: Path, capsys):
+    (project / "setup.json").write_text(json.dumps(SMOKE | {"keep_intermediates": True}))
+    kept = {k: v for k, v in json.loads((project / "input.json").read_text()).items() if k in PREVIEW_FIELDS}
+    (project / "input.json").write_text(json.dumps(kept | {"mode": "replacement"}))
+    assert main(["preview", *command(project)[1:]]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert Path(answer["preview_video"]["path"]).name == "preview.mp4"
+    assert Path(answer["contact_sheet"]["path"]).name == "contact-sheet.png"
+    folder = project / "out" / "intermediates"
+    videos = {f"src_{name}.mp4" for name in ("pose", "face", "bg", "mask")}
+    assert {path.name for path in folder.iterdir()} == videos | {"src_ref.png"}
+    assert {probe_video(folder / name).num_frames for name in videos} == {6}
+    assert probe_video(folder / "src_face.mp4").width == 512
 
 
 @pytest.mark.parametrize(

@@ -133,6 +133,15 @@ def test_the_same_person_upside_down_is_not_somebody_further_left():
     assert track.others == ()
 
 
+def test_a_hand_taken_for_a_head_is_not_somebody_further_right():
+    people = scene(
+        20,
+        Actor(at=still(400), looks=RED, size=500),
+        Actor(at=still(450), looks=BLUE, size=150, score=0.6),
+    )
+    assert np.abs(followed(people, subject="rightmost").regions[:, 0] - 400).max() < 15
+
+
 @pytest.mark.parametrize(
     "people", [[], [None] * 3, scene(5), scene(5, Actor(at=still(100), looks=RED, score=0.4))]
 )

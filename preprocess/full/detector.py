@@ -22,6 +22,7 @@ from typing import Any, Final
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 
 from ...wan.runtime.errors import SetupFailed
 from .onnx_session import broken, existing, load_runtime, require_device
@@ -217,8 +218,11 @@ def _calm(log: logging.Logger) -> None:
 
 @contextmanager
 def _untouched_process() -> Iterator[None]:
-    """Undo on leaving what ultralytics changes in the process: environment, threads, warnings, torch.save."""
-    environment, save = dict(os.environ), torch.save
+    """Undo on leaving what ultralytics changes in the process: environment, threads, warnings, torch and PIL.
+
+    Its Image.open wants another package where a picture is damaged, and hides what is wrong with it.
+    """
+    environment, save, open_image = dict(os.environ), torch.save, Image.open
     threads, torch_threads = cv2.getNumThreads(), torch.get_num_threads()
     # Or it wants the package onnx beside onnxruntime.
     os.environ["ULTRALYTICS_SKIP_REQUIREMENTS_CHECKS"] = "true"
@@ -233,4 +237,4 @@ def _untouched_process() -> Iterator[None]:
                 os.environ[name] = environment[name]
         cv2.setNumThreads(threads)
         torch.set_num_threads(torch_threads)
-        torch.save = save
+        torch.save, Image.open = save, open_image
