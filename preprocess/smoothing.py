@@ -138,7 +138,7 @@ def unrest(poses: np.ndarray, present: np.ndarray) -> float:
 
 
 def _settle_edge(track: np.ndarray, frame_size: tuple[int, int], *, is_joint: bool) -> None:
-    """A point (N, 3): outside the picture its scores become 0, but a visible joint just outside moves to the edge.
+    """A point (N, 3) outside the picture loses its score, but a visible joint just outside moves to the edge.
 
     A joint that hovers about the edge would otherwise come and go, and its limbs with it.
     """

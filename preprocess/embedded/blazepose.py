@@ -47,7 +47,7 @@ MIN_PRESENCE: Final = 0.5  # of a body, face or hand; mediapipe's threshold
 MAX_PEOPLE: Final = 6  # a frame; each costs a run of the landmark network
 SURE: Final = 0.7  # score of a person beside whom none is guessed: heads reach 0.8, a bare hand 0.72
 # Where hips may be, of the height, and the reach, of the shorter side.
-GUESSES: Final = ((0.6, 1.0), (0.75, 1.4))
+GUESSES: Final = ((0.75, 1.4), (0.6, 1.0))
 
 NOD: Final = 0.6  # radians by which a head may be turned in the face detector's crop
 UPSIDE_DOWN_SURPLUS: Final = (
@@ -165,7 +165,6 @@ class BlazePose:
         one: those networks are hard to fool.
         """
         height, width = frame.shape[:2]
-        found = []
         for down, reach in GUESSES:
             start = np.array([width / 2, down * height, 0.0, -reach * min(height, width)])
             first = self.body(frame, start)
@@ -176,8 +175,8 @@ class BlazePose:
                 continue
             proof = max(part.score if part else 0.0 for part in self._parts(frame, body))
             if proof > 0:
-                found.append((body, body.presence * proof))
-        return found
+                return [(body, body.presence * proof)]
+        return []
 
     def body(self, frame: np.ndarray, region: np.ndarray) -> Body:
         """The body's points in a region (4,)."""
