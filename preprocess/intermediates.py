@@ -1,8 +1,8 @@
 """The model's traditional intermediate files, for those who want to look at them or feed another program.
 
-A source in; `src_pose.mp4`, `src_face.mp4`, `src_ref.png` and, in replacement, `src_bg.mp4` and `src_mask.mp4`
-out, as Wan2.2 wan/modules/animate/preprocess/process_pipepline.py names them. Nothing here is ever read back:
-what the model gets stays in memory and lossless.
+In: a source. Out: `src_pose.mp4`, `src_face.mp4`, `src_ref.png`; in replacement also `src_bg.mp4`
+and `src_mask.mp4`, as Wan2.2 wan/modules/animate/preprocess/process_pipepline.py names them. Nothing here is
+ever read back: what the model gets stays in memory and lossless.
 """
 
 from contextlib import ExitStack

@@ -50,9 +50,7 @@ SURE: Final = 0.7  # score of a person beside whom none is guessed: heads reach 
 GUESSES: Final = ((0.75, 1.4), (0.6, 1.0))
 
 NOD: Final = 0.6  # radians by which a head may be turned in the face detector's crop
-UPSIDE_DOWN_SURPLUS: Final = (
-    0.1  # by which a face upside down must beat the upright one; true: 0.2, else −0.3
-)
+UPSIDE_DOWN_SURPLUS: Final = 0.1  # by which a face upside down must beat the upright one; seen: 0.2, −0.3
 UPSIDE_DOWN_TRUST: Final = 0.5  # of the way up that lost; its neighbours in time may still want it
 
 MIN_REFINED: Final = 0.5  # heatmap peak from which it refines a point
