@@ -102,10 +102,12 @@ def test_billing_metadata_is_measured_from_the_files(uncancelled: AppOutput):
 
 
 async def test_snapshots_are_cumulative_and_only_the_last_has_files(app: App):
-    snapshots = await drive(app)
+    snapshots = await drive(app, sampling_steps=20)  # long enough to be seen between two looks
     assert len(snapshots) > 2
     progress = [snapshot.progress for snapshot in snapshots]
     assert progress == sorted(progress)
+    assert progress[0] < 0.5
+    assert any(0.1 < value < 0.9 for value in progress)
     assert all(snapshot.seed == 7 for snapshot in snapshots)
     assert all(snapshot.output_video is None for snapshot in snapshots[:-1])
     assert {snapshot.stage.split()[0] for snapshot in snapshots[:-1]} <= set(STAGES)

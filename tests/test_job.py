@@ -21,6 +21,18 @@ def test_progress_never_falls_and_ends_at_one():
     assert seen[1].eta_s is not None
 
 
+def test_the_first_stage_does_not_claim_that_all_is_done():
+    seen: list[Progress] = []
+    job = Job(on_progress=seen.append)
+    with job.stage("probe", total=1) as stage:
+        stage.advance()
+    assert [progress.progress for progress in seen] == [0.0, 0.0]
+    job.expect("clip.denoise", 100, seconds_a_unit=1.0)
+    with job.stage("clip.denoise") as stage:
+        stage.advance()
+    assert seen[-1].progress < 0.1
+
+
 def test_time_left_counts_announced_stages():
     seen: list[Progress] = []
     job = Job(on_progress=seen.append)

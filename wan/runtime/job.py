@@ -181,8 +181,11 @@ class Job:
             if not other.closed
         )
         elapsed = self.elapsed_s
+        if len(self._ledgers) == 1:  # the first stage finds out what there is to do: until then, nobody knows
+            left = float("inf")
         self._best = max(self._best, min(elapsed / (elapsed + left), 1.0) if elapsed + left > 0 else 0.0)
-        eta = left if any(other.done for other in self._ledgers.values()) else None
+        measured = len(self._ledgers) > 1 and any(other.done for other in self._ledgers.values())
+        eta = left if measured else None
         self.on_progress(
             Progress(
                 stage=name,
