@@ -47,19 +47,14 @@ def _shown(address: str) -> str:
 
 def _fetched(value: object, handler: Callable[[object], File | None]) -> File:
     """A file from a URL, a path, a data URI or {"path" | "uri": any of them}, or one sentence."""
+    address = value
     if isinstance(value, dict):
-        address = value.get("uri") or value.get("path")
         # The SDK takes {"path": "https://…"} for a local path; as an address it does what the caller means.
-        value = (
-            {**{k: v for k, v in value.items() if k not in ("uri", "path")}, "uri": address}
-            if address
-            else None
-        )
-    if value in (None, ""):
+        address = value.get("uri") or value.get("path")
+        value = {**{k: v for k, v in value.items() if k not in ("uri", "path")}, "uri": address}
+    if address in (None, ""):
         raise PydanticCustomError("file_missing", "is missing: give a file, a URL or a data URI")
-    address = value if isinstance(value, str) else getattr(value, "uri", None) or str(value)
-    address = value["uri"] if isinstance(value, dict) else address
-    shown = _shown(str(address))
+    shown = _shown(str(getattr(address, "uri", address)))
     try:
         file = handler(value)
     except Exception as error:  # the SDK raises whatever its download met; each becomes one sentence
