@@ -54,6 +54,24 @@ def build_random_14b(
     if on_host:
         transformer.to("cpu")
     vae = random_vae(device, dtype, seed=seed)
+    text, image = random_encoders(device, dtype, seed=seed)
+    if on_host:
+        nn.Module.to(text, "cpu")
+        nn.Module.to(image, "cpu")
+    return Models(
+        transformer=transformer,
+        vae=VideoVae(vae),
+        text_encoder=TextEncoder(text, ByT5Tokenizer()),
+        image_encoder=ImageEncoder(image),
+        device=device,
+        pace=PACE,
+    )
+
+
+def random_encoders(
+    device: torch.device | str, dtype: torch.dtype, *, seed: int = 0
+) -> tuple[UMT5EncoderModel, CLIPVisionModel]:
+    """Text and picture encoder at their real size."""
     with torch.device("meta"):
         text = UMT5EncoderModel(UMT5Config(**TEXT))
         image = CLIPVisionModel(CLIPVisionConfig(**IMAGE))
@@ -64,16 +82,7 @@ def build_random_14b(
     for network in (text, image):
         fill(network, seed=seed)
         network.requires_grad_(False).eval()
-        if on_host:
-            network.to("cpu")
-    return Models(
-        transformer=transformer,
-        vae=VideoVae(vae),
-        text_encoder=TextEncoder(text, ByT5Tokenizer()),
-        image_encoder=ImageEncoder(image),
-        device=device,
-        pace=PACE,
-    )
+    return text, image
 
 
 def random_transformer(

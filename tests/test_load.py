@@ -5,7 +5,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,113 +20,34 @@ from wan_animate.wan.model.device import usable_gpu
 from wan_animate.wan.model.load import (
     INDEX,
     LoadProgress,
-    check_gpu,
-    converted,
     load_image_encoder,
     load_models,
     load_text_encoder,
     load_transformer,
     load_vae,
+    require_gpu,
 )
 from wan_animate.wan.model.transformer import AnimateTransformer
 from wan_animate.wan.runtime.errors import Cancelled, ModelFilesBroken, NotAvailableYet, NoUsableGpu
 from wan_animate.wan.runtime.weights import REGISTRY
 
+from benchmarks.random_checkpoint import (
+    REAL_CONFIG,
+    REAL_SIZE,
+    is_constant,
+    motion_encoder_shapes,
+    published_shapes,
+    write_checkpoint,
+)
+
 from . import seeded
 from .hub_server import Repository, serving
 
 CASE = "dit_a"
-SHARDS = 5
 MANIFESTS = Path(__file__).parents[2] / "shared" / "manifests"
 FLOAT32_TOLERANCE = 5e-5  # relative L2; summation order, and diffusers' float32 sinusoid
 BF16_TOLERANCE = 1.2e-2  # relative L2; 8 bits of mantissa through 5 layers, measured 8e-3
 BLUR = torch.tensor([[1.0, 3.0, 3.0, 1.0]])
-
-
-def published_shapes(
-    *, dim: int, heads: int, ffn: int, text: int, freq: int, layers: int
-) -> dict[str, tuple]:
-    """Names and shapes of Wan2.2-Animate's transformer as its makers' class gives them, at any size."""
-
-    def linear(name: str, out: int, into: int) -> dict[str, tuple]:
-        return {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
-
-    shapes: dict[str, tuple] = {"patch_embedding.weight": (dim, 36, 1, 2, 2), "patch_embedding.bias": (dim,)}
-    shapes |= {"pose_patch_embedding.weight": (dim, 16, 1, 2, 2), "pose_patch_embedding.bias": (dim,)}
-    shapes |= linear("text_embedding.0", dim, text) | linear("text_embedding.2", dim, dim)
-    shapes |= linear("time_embedding.0", dim, freq) | linear("time_embedding.2", dim, dim)
-    shapes |= linear("time_projection.1", 6 * dim, dim)
-    for i in range(layers):
-        block = f"blocks.{i}"
-        shapes[f"{block}.modulation"] = (1, 6, dim)
-        for part in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o"):
-            shapes |= linear(f"{block}.{part}", dim, dim)
-        for part in ("q", "k", "v", "o", "k_img", "v_img"):
-            shapes |= linear(f"{block}.cross_attn.{part}", dim, dim)
-        for norm in ("self_attn.norm_q", "self_attn.norm_k", "norm3", "cross_attn.norm_q"):
-            shapes[f"{block}.{norm}.weight"] = (dim,)
-        for norm in ("cross_attn.norm_k", "cross_attn.norm_k_img"):
-            shapes[f"{block}.{norm}.weight"] = (dim,)
-        shapes[f"{block}.norm3.bias"] = (dim,)
-        shapes |= linear(f"{block}.ffn.0", ffn, dim) | linear(f"{block}.ffn.2", dim, ffn)
-    shapes |= {"head.modulation": (1, 2, dim)} | linear("head.head", 64, dim)
-    shapes |= {"img_emb.proj.0.weight": (1280,), "img_emb.proj.0.bias": (1280,)}
-    shapes |= linear("img_emb.proj.1", 1280, 1280) | linear("img_emb.proj.3", dim, 1280)
-    shapes |= {"img_emb.proj.4.weight": (dim,), "img_emb.proj.4.bias": (dim,)}
-    shapes |= motion_encoder_shapes()
-    for i in range(layers // 5):
-        adapter = f"face_adapter.fuser_blocks.{i}"
-        shapes |= linear(f"{adapter}.linear1_kv", 2 * dim, dim) | linear(f"{adapter}.linear1_q", dim, dim)
-        shapes |= linear(f"{adapter}.linear2", dim, dim)
-        shapes |= {f"{adapter}.{norm}.weight": (dim // heads,) for norm in ("q_norm", "k_norm")}
-    shapes["face_encoder.padding_tokens"] = (1, 1, 1, dim)
-    for conv, out, into in (("conv1_local", 4096, 512), ("conv2", 1024, 1024), ("conv3", 1024, 1024)):
-        shapes |= {
-            f"face_encoder.{conv}.conv.weight": (out, into, 3),
-            f"face_encoder.{conv}.conv.bias": (out,),
-        }
-    return shapes | linear("face_encoder.out_proj", dim, 1024)
-
-
-def motion_encoder_shapes() -> dict[str, tuple]:
-    convs, widths = "motion_encoder.enc.net_app.convs", (32, 64, 128, 256, 512, 512, 512, 512)
-    shapes: dict[str, tuple] = {f"{convs}.0.0.weight": (32, 3, 1, 1), f"{convs}.0.1.bias": (1, 32, 1, 1)}
-    for i, (into, out) in enumerate(pairwise(widths), start=1):
-        shapes |= {
-            f"{convs}.{i}.conv1.0.weight": (into, into, 3, 3),
-            f"{convs}.{i}.conv1.1.bias": (1, into, 1, 1),
-            f"{convs}.{i}.conv2.0.kernel": (4, 4),
-            f"{convs}.{i}.conv2.1.weight": (out, into, 3, 3),
-            f"{convs}.{i}.conv2.2.bias": (1, out, 1, 1),
-            f"{convs}.{i}.skip.0.kernel": (4, 4),
-            f"{convs}.{i}.skip.1.weight": (out, into, 1, 1),
-        }
-    shapes[f"{convs}.8.weight"] = (512, 512, 4, 4)
-    for i, out in enumerate((512, 512, 512, 512, 20)):
-        shapes |= {f"motion_encoder.enc.fc.{i}.weight": (out, 512), f"motion_encoder.enc.fc.{i}.bias": (out,)}
-    return shapes | {"motion_encoder.dec.direction.weight": (512, 20)}
-
-
-REAL_SIZE = {"dim": 5120, "heads": 40, "ffn": 13824, "text": 4096, "freq": 256, "layers": 40}
-
-
-def is_constant(name: str) -> bool:
-    return name.endswith(".kernel")
-
-
-def write_checkpoint(folder: Path, tensors: dict[str, torch.Tensor], config: dict) -> Path:
-    """In the makers' format: config, shards of consecutive tensors, index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"_class_name": "WanAnimateModel", **config}))
-    order, placed = list(tensors), {}
-    for i in range(SHARDS):
-        part = order[i * len(order) // SHARDS : (i + 1) * len(order) // SHARDS]
-        file = f"diffusion_pytorch_model-{i + 1:05}-of-{SHARDS:05}.safetensors"
-        save_file({name: tensors[name].contiguous() for name in part}, folder / file, {"format": "pt"})
-        placed |= dict.fromkeys(part, file)
-    size = sum(tensor.nbytes for tensor in tensors.values())
-    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": size}, "weight_map": placed}))
-    return folder
 
 
 def published(dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -189,15 +109,12 @@ def test_the_published_names_are_known_at_any_size(case):
 def test_all_names_and_shapes_at_real_size_fit_the_class():
     shapes = published_shapes(**REAL_SIZE)
     assert len(shapes) == 1441
-    config = {
-        "num_heads": 40, "dim": 5120, "in_dim": 36, "out_dim": 16, "text_dim": 4096, "freq_dim": 256,
-        "ffn_dim": 13824, "num_layers": 40, "eps": 1e-6, "motion_encoder_dim": 512,
-    }  # fmt: skip
     with init_empty_weights():
-        network = AnimateTransformer(**names.transformer_config(config))
+        network = AnimateTransformer(**names.transformer_config(REAL_CONFIG))
     found = {}
     for name, shape in shapes.items():
-        found |= {to: part.shape for to, part in converted(name, torch.empty(shape, device="meta")).items()}
+        parts = names.transformer_names({name: torch.empty(shape, device="meta")})
+        found |= {to: part.shape for to, part in parts.items()}
     assert found == {name: parameter.shape for name, parameter in network.named_parameters()}
     assert sum(parameter.numel() for parameter in network.parameters()) == 17_274_816_884
 
@@ -518,17 +435,9 @@ def test_a_setup_fetches_and_loads_everything(sound, encoders, tmp_path, monkeyp
 
 
 @pytest.mark.skipif(usable_gpu() is not None, reason="there is a GPU")
-def test_the_14b_model_without_a_gpu_names_the_way_out(tmp_path):
+def test_the_14b_model_without_a_gpu_names_the_way_out():
     with pytest.raises(NoUsableGpu, match=r'needs a CUDA GPU .*\{"model": "smoke"\}'):
-        load_models("wan2.2-animate-14b", cache_dir=tmp_path)
-
-
-def test_a_gpu_that_is_too_small_is_said_before_anything_is_fetched():
-    check_gpu(42_000_000_000, name="NVIDIA A100-PCIE-40GB")
-    with pytest.raises(
-        NoUsableGpu, match=r"needs a GPU of 38 GB and the Some GPU has 25 GB: use a larger one"
-    ):
-        check_gpu(25_300_000_000, name="Some GPU")
+        require_gpu()
 
 
 def test_a_precision_to_come_is_said_before_anything_is_fetched(tmp_path):

@@ -2,7 +2,15 @@
 
 import pytest
 from wan_animate.wan.runtime.errors import OutOfMemory
-from wan_animate.wan.speed.plan import Card, Load, choose_plan, host_bytes, peak_bytes
+from wan_animate.wan.speed.plan import (
+    Card,
+    Load,
+    after_running_out,
+    choose_plan,
+    host_bytes,
+    peak_bytes,
+    with_room,
+)
 
 LARGE, SMALL = Load(width=1280, height=720), Load(width=832, height=480)
 GIB = 2**30
@@ -21,8 +29,8 @@ def test_tokens_are_those_of_the_published_model():
 @pytest.mark.parametrize(
     ("gib", "load", "expected"),
     [
-        (139, LARGE, ("resident", "resident")),
-        (79, LARGE, ("resident", "resident")),
+        (139, LARGE, ("resident", "streamed")),
+        (79, LARGE, ("resident", "streamed")),
         (47, LARGE, ("resident", "streamed")),
         (39.4, LARGE, ("streamed", "streamed")),
         (23.5, LARGE, ("streamed", "streamed")),
@@ -34,6 +42,49 @@ def test_a_larger_card_holds_more(gib: float, load: Load, expected: tuple[str, s
     plan = choose_plan(card(gib), load)
     assert (plan.transformer, plan.encoders) == expected
     assert plan.peak_bytes <= gib * GIB
+
+
+def test_without_room_on_the_host_the_encoders_stay_on_the_card():
+    plan = choose_plan(card(79, host_gb=16), LARGE)
+    assert (plan.transformer, plan.encoders) == ("resident", "resident")
+
+
+HUGE = Load(width=1920, height=1088)
+
+
+@pytest.mark.parametrize(
+    ("load", "gib", "outcome"),
+    [
+        (LARGE, 47, "resident"),
+        (Load(width=1280, height=720, lora_bytes=8e9), 47, "streamed"),
+        (HUGE, 47, "streamed"),
+        (HUGE, 12, "has 13 GB: 1280×720 would fit"),
+        (Load(width=1280, height=720, frames=121), 12.5, "clip_len 77 at 1280×720 would fit"),
+    ],
+)
+def test_a_request_gets_room_or_is_told_what_would_fit(load: Load, gib: float, outcome: str):
+    plan = choose_plan(card(47), LARGE)
+    assert (plan.transformer, plan.encoders) == ("resident", "streamed")
+    if "fit" in outcome:
+        with pytest.raises(OutOfMemory, match=outcome):
+            with_room(plan, card(gib), load)
+    else:
+        assert with_room(plan, card(gib), load).transformer == outcome
+
+
+def test_a_transformer_stays_streamed_and_the_host_must_hold_it():
+    streamed = choose_plan(card(39), LARGE)
+    assert with_room(streamed, card(39), SMALL) == streamed
+    resident = choose_plan(card(47), LARGE)
+    with pytest.raises(OutOfMemory, match="only with weights kept in host memory, which needs 52 GB"):
+        with_room(resident, card(47, host_gb=32), HUGE)
+
+
+def test_running_out_in_the_middle_names_what_needs_less():
+    assert after_running_out(card(79), HUGE) == (
+        "the memory of a 79 GB card ran out in a clip of 77 frames at 1920×1088: clip_len 49 at 1920×1088 needs "
+        "less and would fit"
+    )
 
 
 def test_the_least_can_be_asked_for_on_any_card():

@@ -1,11 +1,13 @@
 """From conditions to finished frames, clip by clip: condition, denoise, decode, stitch.
 
 Knows of its conditions only that a ClipSource has them, and nothing of what becomes of the frames. Holds one
-clip at a time. Every stage is opened and closed within one resumption of the generator, so the caller may
-open stages of its own between two clips.
+clip at a time, and the conditions of the next, which are drawn in a thread meanwhile. Every stage is opened
+and closed within one resumption of the generator, so the caller may open stages of its own between two clips.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +32,7 @@ from .sampling import Noise, Sampling, seeded_noise
 from .schedule import Schedule, plan_schedule
 
 PATCH = 2  # latent pixels a token, each way
+POLL_S = 0.05  # how often a cancellation is looked for while conditions are waited for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -63,18 +66,21 @@ class Animator:
         clips = plan_clips(source.num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap)
         request = self._open_request(source, sampling, job, noise=noise or seeded_noise(sampling.seed))
         tail: Tail | None = None
-        for clip in clips:
-            name = f"clip {clip.index + 1}/{len(clips)}"
-            with job.stage("clip.condition", total=len(clips)) as stage:
-                inputs = self._condition(source, clip, tail, request, job)
-                stage.advance(detail=name)
-            with job.stage("clip.denoise", total=len(clips) * sampling.steps) as stage:
-                latents = self._denoise(inputs, clip, request, stage, name)
-            with job.stage("clip.decode", total=len(clips)) as stage:
-                pixels, tail = self._decode(latents, clip, sampling.overlap, job)
-                stage.advance(detail=name)
-            yield pixels
-            del pixels  # the caller's now: not to be held while the next clip is made
+        with _Ahead(source, [clip.frames for clip in clips]) as ahead:
+            for clip in clips:
+                name = f"clip {clip.index + 1}/{len(clips)}"
+                with job.stage("clip.condition", total=len(clips)) as stage:
+                    inputs = self._condition(ahead.take(job), source, clip, tail, request, job)
+                    ahead.start()
+                    stage.advance(detail=name)
+                with job.stage("clip.denoise", total=len(clips) * sampling.steps) as stage:
+                    latents = self._denoise(inputs, clip, request, stage, name)
+                del inputs  # decoding needs the memory
+                with job.stage("clip.decode", total=len(clips)) as stage:
+                    pixels, tail = self._decode(latents, clip, sampling.overlap, job)
+                    stage.advance(detail=name)
+                yield pixels
+                del pixels  # the caller's now: not to be held while the next clip is made
 
     def announce(self, job: Job, sampling: Sampling, *, num_frames: int, height: int, width: int) -> None:
         """Tell the job what `frames` is going to do, with rough seconds. Height and width in pixels."""
@@ -117,9 +123,14 @@ class Animator:
         )
 
     def _condition(
-        self, source: ClipSource, clip: Clip, tail: Tail | None, request: Request, job: Job
+        self,
+        conditions: Conditions,
+        source: ClipSource,
+        clip: Clip,
+        tail: Tail | None,
+        request: Request,
+        job: Job,
     ) -> ClipInputs:
-        conditions = source.conditions(clip.frames)
         _check_conditions(conditions, clip, source)
         vae, device = self.models.vae, self.models.device
         given = encode_given(vae, conditions.scene, tail, shape=conditions.pose.shape[:3], check=job.check)
@@ -168,6 +179,39 @@ class Animator:
             frames.append(to_frames(pixels))
             tail = (pixels if tail is None else torch.cat([tail, pixels], dim=2))[:, :, -overlap:]
         return np.concatenate(frames)[clip.fresh], tail
+
+
+class _Ahead:
+    """Conditions of clip after clip, the next ones drawn in a thread while this one is made."""
+
+    def __init__(self, source: ClipSource, clips: Sequence[Sequence[int]]) -> None:
+        """`clips` names the video frames of each."""
+        self._source = source
+        self._clips = iter(clips)
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="conditions")
+        self._next: Future[Conditions] | None = None
+
+    def __enter__(self) -> "_Ahead":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def start(self) -> None:
+        """Begin with the next clip's, if there is one."""
+        frames = next(self._clips, None)
+        self._next = None if frames is None else self._pool.submit(self._source.conditions, frames)
+
+    def take(self, job: Job) -> Conditions:
+        """What was begun last; nothing is held of it here. Raises what drawing it raised, and Cancelled."""
+        future, self._next = self._next, None
+        assert future is not None  # one `start` for every `take`
+        while True:
+            try:
+                return future.result(timeout=POLL_S)
+            except NotYet:
+                job.check()
 
 
 def _check_conditions(conditions: Conditions, clip: Clip, source: ClipSource) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,7 +25,7 @@ class Passes:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Step:
-    """One finished step."""
+    """One finished step; on a GPU the one before it is finished, and this one is queued."""
 
     index: int  # 1 … total
     total: int
@@ -38,16 +39,37 @@ def denoise(
 
     Latents and guidance stay in float32, whatever the transformer's weights are.
     """
-    solver = make_solver(schedule)
-    latents = noise
-    for index, timestep in enumerate(solver.timesteps):
-        velocity = guided_velocity(transformer, passes, latents, int(timestep))
-        latents = solver.step(velocity, timestep, latents, return_dict=False)[0]
-        yield Step(index=index + 1, total=len(solver.timesteps), latents=latents)
+    solver, latents = make_solver(schedule), noise
+    step: Any = solver.step  # diffusers' types ask for a FloatTensor
+    timesteps = torch.from_numpy(schedule.timesteps)
+    pacer = _Pacer(noise.device)
+    for index, timestep in enumerate(schedule.timesteps.tolist()):
+        velocity = guided_velocity(transformer, passes, latents, timestep)
+        latents = step(velocity, timesteps[index], latents, return_dict=False)[0]
+        pacer.wait()
+        yield Step(index=index + 1, total=len(timesteps), latents=latents)
+
+
+class _Pacer:
+    """Keeps the host one step ahead of a GPU: far enough that it never waits, near enough to count."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_gpu = device.type == "cuda"
+        self._before: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Wait until all that was queued before the last call is done."""
+        if not self._is_gpu:
+            return
+        event = torch.cuda.Event()
+        event.record()
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = event
 
 
 def guided_velocity(
-    transformer: AnimateTransformer, passes: Passes, latents: torch.Tensor, timestep: int
+    transformer: AnimateTransformer, passes: Passes, latents: torch.Tensor, timestep: float
 ) -> torch.Tensor:
     """The model's prediction at one step, guidance applied: (1, 16, L + 1, h, w) float32."""
     conditional = transformer.step(latents, timestep, passes.conditional)

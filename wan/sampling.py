@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import get_args
 
 import torch
 
@@ -37,7 +38,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_window(clip_len=self.clip_len, overlap=self.overlap)
-        if self.solver not in ("dpm++", "unipc"):
+        if self.solver not in get_args(Solver):
             raise InvalidInput(f"sample_solver is {self.solver!r}; use 'dpm++' or 'unipc'")
         if self.steps < 1:
             raise InvalidInput(f"sampling_steps is {self.steps}; at least 1 step is needed")
@@ -50,6 +51,14 @@ class Sampling:
     def guided(self) -> bool:
         """Whether every step needs a second pass."""
         return self.guidance > 1
+
+
+# What the 4-step LoRA was made for: denoising_step_list and sample_shift of lightx2v's configs/distill. Its
+# scheduler (lightx2v/models/schedulers/wan/step_distill) has two rules: fresh noise after every step, and
+# Euler's step. The second is used here: it needs no other source of noise.
+TURBO_STEPS = 4
+TURBO_SHIFT = 5.0
+TURBO_SOLVER: Solver = "euler"
 
 
 def seeded_noise(seed: int) -> Noise:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from torch import nn
 from wan_animate.wan.conditioning import to_pixels
 from wan_animate.wan.model.encoders import ImageEncoder, clip_pixels
 from wan_animate.wan.model.transformer import AnimateTransformer, Prepared
@@ -107,7 +108,6 @@ def _watched(network: AnimateTransformer, prefix: str) -> Iterator[dict[str, tor
         "block0_self_attn_out": network.blocks[0].attn1,
         "block0_cross_attn_out": network.blocks[0].attn2,
         "block0_out": network.blocks[0],
-        "face_adapter0_out": network.adapters[0].to_out,
         "last_block_out": network.blocks[-1],
     }
     hooks = [
@@ -117,6 +117,12 @@ def _watched(network: AnimateTransformer, prefix: str) -> Iterator[dict[str, tor
         )
         for name, layer in layers.items()
     ]
+
+    def face_adapter0(_block: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        # The first adapter adds to what block 0 gives; block 1 is given the sum.
+        seen[f"{prefix}face_adapter0_out"] = inputs[0] - seen[f"{prefix}block0_out"]
+
+    hooks.append(network.blocks[1].register_forward_pre_hook(face_adapter0))
     try:
         yield seen
     finally:

@@ -39,7 +39,7 @@ from torch import nn
 from torch.nn import functional
 
 from ..runtime.errors import ModelFilesBroken
-from .load import converted
+from .names import transformer_names
 from .transformer import AnimateTransformer
 
 logger = logging.getLogger(__name__)
@@ -77,6 +77,11 @@ class Lora:
     source: str  # the file's name, for messages
     branches: Mapping[str, Branch]  # by the linear layer's path
     changes: Mapping[str, torch.Tensor]  # by the parameter's name: what is added to it, in its shape
+
+    @property
+    def branch_bytes(self) -> int:
+        """What its branches take on the device, in bf16."""
+        return 2 * sum(branch.down.numel() + branch.up.numel() for branch in self.branches.values())
 
 
 def parameter_shapes(network: AnimateTransformer) -> Shapes:
@@ -160,7 +165,7 @@ class LoraSwitch:
     def _clear(self) -> None:
         for module, plain in self._branched:
             module.__class__ = plain
-            del module.lora_down, module.lora_up, module.lora_bias
+            del module.lora_down, module.lora_up, module.lora_bias, module.has_branch
         for name, original in self._originals.items():
             self._network.get_parameter(name).data.copy_(original)
         self._active, self._branched, self._originals = (), [], {}
@@ -178,6 +183,9 @@ class LoraSwitch:
         module.register_buffer("lora_down", down.to(self._device, dtype), persistent=False)
         module.register_buffer("lora_up", up.to(self._device, dtype), persistent=False)
         module.register_buffer("lora_bias", bias, persistent=False)
+        # Compiled code of some versions of torch (2.11) looks at a layer's class again only where the layer's
+        # own dictionary has changed; buffers are in another one.
+        module.has_branch = True
         self._branched.append((module, type(module)))
         module.__class__ = _with_branch(type(module))
 
@@ -191,6 +199,20 @@ class LoraSwitch:
         parameter.data.copy_(changed)
 
 
+@torch.library.custom_op("wan_animate::add_product", mutates_args=("whole",))
+def add_product(whole: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> None:
+    """Add low · upᵀ to `whole`, in place: (…, out) += (…, rank) · (out, rank)ᵀ.
+
+    What the compiler makes of a sum writes the product first and reads both: twice the memory traffic.
+    """
+    whole.view(-1, whole.shape[-1]).addmm_(low.reshape(-1, low.shape[-1]), up.t())
+
+
+@add_product.register_fake
+def _(whole: torch.Tensor, low: torch.Tensor, up: torch.Tensor) -> None:
+    pass
+
+
 @cache
 def _with_branch(cls: type[nn.Module]) -> type[nn.Module]:
     """The same layer with a side branch. One class for each class of layers, so that one graph serves all."""
@@ -201,8 +223,10 @@ def _with_branch(cls: type[nn.Module]) -> type[nn.Module]:
         lora_bias: torch.Tensor | None  # (out,)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            low = functional.linear(x, self.lora_down)
-            return super().forward(x) + functional.linear(low, self.lora_up, self.lora_bias)
+            whole, low = super().forward(x), functional.linear(x, self.lora_down)
+            if self.lora_down.shape[0]:  # no rank: nothing but a bias
+                add_product(whole, low, self.lora_up)
+            return whole if self.lora_bias is None else whole + self.lora_bias
 
     Branched.__name__ = Branched.__qualname__ = f"Branched{cls.__name__}"
     return Branched
@@ -318,7 +342,7 @@ class _Collector:
         if name in self._shapes:
             return {name: tensor}
         try:
-            targets = converted(name, tensor)
+            targets = transformer_names({name: tensor})
         except IndexError as error:
             raise _Wrong(f"{name} has shape {list(tensor.shape)}") from error
         if not targets or not targets.keys() <= self._shapes.keys():

@@ -46,11 +46,16 @@ IMAGE_ENCODER: Renames = (
 )
 NOT_WEIGHTS = re.compile(r".*\.kernel")  # the motion encoder's blur: a constant the class builds itself
 
+FACE_ADAPTER = "face_adapter"
+
 
 def transformer_names(tensors: Mapping[str, torch.Tensor]) -> StateDict:
-    """Wan2.2-Animate's own names → AnimateTransformer's."""
+    """Wan2.2-Animate's own names → AnimateTransformer's. Raises IndexError where a split one has no sides."""
     weights = {name: tensor for name, tensor in tensors.items() if not NOT_WEIGHTS.fullmatch(name)}
-    return convert_wan_transformer_to_diffusers(weights)
+    # diffusers renames the face encoder only where it sees a face adapter: a part may hold none.
+    converted = convert_wan_transformer_to_diffusers({**weights, FACE_ADAPTER: torch.empty(0)})
+    converted.pop(FACE_ADAPTER)
+    return converted
 
 
 def transformer_config(published: Mapping[str, Any]) -> dict[str, Any]:

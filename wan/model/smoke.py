@@ -4,16 +4,21 @@ The classes are those of the real model and every line of code runs; the picture
 and depths differ; faces stay 512 × 512 and the prompt 512 tokens.
 """
 
+from zlib import crc32
+
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from transformers import ByT5Tokenizer, CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
 
 from .encoders import ImageEncoder, TextEncoder
+from .lora import Branch, Lora, Shapes
 from .models import Models, Pace
 from .transformer import AnimateTransformer
 from .vae import VideoVae, use_cpu_kernels
 
 CPU = torch.device("cpu")
+LORA_RANK = 4
+LORA_SCALE = 0.1
 MOTION_SIDES = (4, 8, 16, 32, 64, 128, 256, 512)  # pixels a side of the motion encoder's layers
 
 # Measured on two CPU cores: 77 frames at 320 × 192 take 1.8 s to condition, 0.09 s a step, 0.6 s to decode.
@@ -91,4 +96,24 @@ def tiny_image() -> CLIPVisionModel:
             image_size=224,
             patch_size=14,
         )
+    )
+
+
+def tiny_lora(name: str, *, shapes: Shapes) -> Lora:
+    """A LoRA for the tiny transformer: on every linear layer of its blocks, seeded by its name."""
+    generator = torch.Generator().manual_seed(crc32(name.encode()))
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) / shape[1] ** 0.5
+
+    return Lora(
+        source=f"smoke's {name}",
+        branches={
+            path.removesuffix(".weight"): Branch(
+                down=random(LORA_RANK, shape[1]), up=random(shape[0], LORA_RANK), scale=LORA_SCALE
+            )
+            for path, shape in shapes.items()
+            if path.startswith("blocks.") and path.endswith(".weight") and len(shape) == 2
+        },
+        changes={},
     )

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
 import torch
-from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers.transformer_wan_animate import (
     WanAnimateFaceBlockCrossAttention,
     WanAnimateTransformer3DModel,
@@ -25,7 +24,9 @@ from torch.nn import functional
 LATENT_CHANNELS = 16
 GIVEN_CHANNELS = 20  # 4 of mask, 16 of latents
 
-KeysValues = tuple[torch.Tensor, torch.Tensor]
+FaceTables = tuple[torch.Tensor, torch.Tensor]
+"""What one adapter knows of the faces of all latent frames, a column or row for each head and face token:
+keys (B · (L + 1), D, heads · tokens); answers (B · (L + 1), heads · tokens, D), projected already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -36,9 +37,9 @@ class Prepared:
     pose: torch.Tensor  # (B, N_video, D): the pose video's tokens, added to all tokens but the reference's
     rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, N, 1, D / heads) float32
     context: torch.Tensor  # (B, 257 + 512, D): projected picture and text
-    faces: tuple[KeysValues, ...]  # one pair an adapter, each (B · (L + 1), tokens, heads, D / heads)
+    faces: tuple[FaceTables, ...]  # one pair an adapter
 
-    def replace(self, *, context: torch.Tensor, faces: tuple[KeysValues, ...]) -> "Prepared":
+    def replace(self, *, context: torch.Tensor, faces: tuple[FaceTables, ...]) -> "Prepared":
         """The same clip under another text and other faces; all else is shared, not copied."""
         return replace(self, context=context, faces=faces)
 
@@ -123,14 +124,14 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             faces=self.prepare_faces(motion),
         )
 
-    def prepare_faces(self, motion: torch.Tensor) -> tuple[KeysValues, ...]:
-        """Motion vectors (B, T, M) → keys and values, one pair a face adapter."""
+    def prepare_faces(self, motion: torch.Tensor) -> tuple[FaceTables, ...]:
+        """Motion vectors (B, T, M) → keys and answers, one pair a face adapter."""
         tokens = self.face_encoder(motion.to(self.compute_dtype))  # (B, L, tokens, D)
         # The reference picture has no expression of its own: zeros, for the first latent frame.
         tokens = functional.pad(tokens, (0, 0, 0, 0, 1, 0))
-        return tuple(face_keys_values(adapter, tokens) for adapter in self.adapters)
+        return tuple(face_tables(adapter, tokens) for adapter in self.adapters)
 
-    def step(self, latents: torch.Tensor, timestep: int, prepared: Prepared) -> torch.Tensor:
+    def step(self, latents: torch.Tensor, timestep: float, prepared: Prepared) -> torch.Tensor:
         """Predict the velocity at `timestep` (0 … 1000): (B, 16, L + 1, h, w) float32 → the same, float32."""
         time_embedding, modulation = self.embed_time(timestep)
         patches = self.patch_embedding(torch.cat([latents.to(self.compute_dtype), prepared.given], dim=1))
@@ -141,11 +142,11 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         for index, block in enumerate(self.blocks):
             tokens = block(tokens, prepared.context, modulation, prepared.rotary)
             if index % distance == 0:
-                adapter, keys_values = next(faces)
-                tokens = tokens + attend_faces(adapter, tokens, keys_values)
+                adapter, tables = next(faces)
+                tokens = add_faces(adapter, tokens, tables)
         return self._predict(tokens, time_embedding, patches.shape[2:])
 
-    def embed_time(self, timestep: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed_time(self, timestep: float) -> tuple[torch.Tensor, torch.Tensor]:
         """Time embedding (1, D) and the blocks' modulation (1, 6, D), both float32."""
         embedder = self.condition_embedder
         waves = time_waves(timestep, self.config["freq_dim"], self.scale_shift_table.device)
@@ -166,7 +167,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         ).float()  # fmt: skip
 
 
-def time_waves(timestep: int, width: int, device: torch.device) -> torch.Tensor:
+def time_waves(timestep: float, width: int, device: torch.device) -> torch.Tensor:
     """Sinusoids of the time: (1, width) float32, cosines first.
 
     Computed in float64 as the published model does; diffusers' float32 is the larger part of its difference
@@ -178,22 +179,44 @@ def time_waves(timestep: int, width: int, device: torch.device) -> torch.Tensor:
     return torch.cat([angles.cos(), angles.sin()])[None].float()
 
 
-def face_keys_values(adapter: WanAnimateFaceBlockCrossAttention, face_tokens: torch.Tensor) -> KeysValues:
-    """An adapter's keys and values of (B, L + 1, tokens, D): each (B · (L + 1), tokens, heads, D / heads)."""
+def face_tables(adapter: WanAnimateFaceBlockCrossAttention, face_tokens: torch.Tensor) -> FaceTables:
+    """Keys and answers of face tokens (B, L + 1, tokens, D).
+
+    A frame has a handful of face tokens and thousands of tokens that look at them. So the values go through
+    the adapter's output projection here, once a clip, and not what every token makes of them, at every step:
+    half the adapter's arithmetic. The projection's bias is spread over the heads, whose shares each sum to 1.
+    """
     normed = adapter.pre_norm_kv(face_tokens)
     keys = rearrange(adapter.to_k(normed), "b t n (heads d) -> (b t) n heads d", heads=adapter.heads)
     values = rearrange(adapter.to_v(normed), "b t n (heads d) -> (b t) n heads d", heads=adapter.heads)
-    return adapter.norm_k(keys), values
+    bias = adapter.to_out(values.new_zeros(1, adapter.inner_dim)).float()
+    answers = adapter.to_out(head_by_head(values)).float() - bias * (1 - 1 / adapter.heads)
+    return head_by_head(adapter.norm_k(keys)).transpose(1, 2), answers.to(values.dtype)
 
 
-def attend_faces(
-    adapter: WanAnimateFaceBlockCrossAttention, tokens: torch.Tensor, keys_values: KeysValues
+def head_by_head(parts: torch.Tensor) -> torch.Tensor:
+    """(F, tokens, heads, d) → (F, heads · tokens, heads · d): each head apart, zeros in others' places."""
+    apart = torch.diag_embed(rearrange(parts, "f n heads d -> f n d heads"))
+    return rearrange(apart, "f n d heads place -> f (heads n) (place d)").contiguous()
+
+
+def add_faces(
+    adapter: WanAnimateFaceBlockCrossAttention, tokens: torch.Tensor, tables: FaceTables
 ) -> torch.Tensor:
-    """What the faces add to the tokens (B, N, D). A latent frame's tokens see only that frame's face."""
-    keys, values = keys_values
+    """The tokens (B, N, D), changed in place, with what faces add: each sees its own frame's face only."""
+    keys, answers = tables
     batch, frames = tokens.shape[0], keys.shape[0] // tokens.shape[0]
-    queries = adapter.to_q(adapter.pre_norm_q(tokens))
-    queries = rearrange(queries, "b (t n) (heads d) -> (b t) n heads d", t=frames, heads=adapter.heads)
-    backend = getattr(adapter.processor, "_attention_backend", None)  # as set_attention_backend left it
-    attended = dispatch_attention_fn(adapter.norm_q(queries), keys, values, backend=backend)
-    return adapter.to_out(rearrange(attended, "(b t) n heads d -> b (t n) (heads d)", b=batch))
+    queries = adapter.to_q(adapter.pre_norm_q(tokens)).unflatten(2, (adapter.heads, -1))
+    queries = rearrange(adapter.norm_q(queries), "b (t n) heads d -> (b t) n (heads d)", t=frames)
+    logits = float32_products(queries, keys).unflatten(2, (adapter.heads, -1))
+    shares = (logits * (adapter.inner_dim // adapter.heads) ** -0.5).softmax(dim=-1).to(tokens.dtype)
+    added_to = rearrange(tokens, "b (t n) d -> (b t) n d", t=frames)
+    added_to.baddbmm_(shares.flatten(2), answers)
+    return rearrange(added_to, "(b t) n d -> b (t n) d", b=batch)
+
+
+def float32_products(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Batched matrix products that leave in float32, whatever type they come in."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return torch.bmm(a.float(), b.float())

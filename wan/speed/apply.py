@@ -3,7 +3,7 @@
 import logging
 import os
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,43 @@ from .vae_layout import use_gpu_kernels
 
 logger = logging.getLogger(__name__)
 
+CONTAINER_LIMITS = (  # control groups, version 2 and 1; bytes or "max"
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
 WARM_UP_TOKENS = 32760  # 832 × 480, 77 frames: large enough that the compiler's choices suit all sizes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Applied:
-    """What became of a plan."""
+    """What became of a plan; it can still change its mind about the transformer."""
 
+    models: Models
+    plan: Plan
     attention: str  # the kernel in use
-    streams: tuple[BlockStream, ...]
+    cache_dir: Path | None  # keeps compiled code for the next setup
+
+    def stream_transformer(self) -> None:
+        """Move the transformer's blocks to the host, for good: a request needs the card's memory."""
+        _stream_transformer(self.models, compiled=self.plan.compiled)
+        self.plan = replace(self.plan, transformer="streamed")
+        torch.cuda.empty_cache()
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Compile now what the next clip would compile: at setup, or after LoRAs were switched."""
+        if not self.plan.compiled:
+            return
+        transformer, device = self.models.transformer, self.models.device
+        heads, head_dim = transformer.config["num_attention_heads"], transformer.config["attention_head_dim"]
+        with kept_on_disk(self.cache_dir) if self.cache_dir else nullcontext():
+            warm_up(
+                transformer.blocks[-1],  # the last of a pass: a stream's slots are free again afterwards
+                width=heads * head_dim,
+                head_dim=head_dim,
+                tokens=WARM_UP_TOKENS if device.type == "cuda" else 64,
+                device=device,
+            )
 
 
 def apply_plan(models: Models, plan: Plan, *, cache_dir: Path | None = None) -> Applied:
@@ -48,29 +76,28 @@ def apply_plan(models: Models, plan: Plan, *, cache_dir: Path | None = None) -> 
         head_dim=head_dim,
     )
     fuse(transformer, attention=attention)
-    streams: list[BlockStream] = []
     if plan.encoders == "streamed":
-        streams += stream_encoders(models, device)
+        stream_encoders(models, device)
     else:
         for network in (models.text_encoder.model, models.image_encoder.model):
             nn.Module.to(network, device)
-    blocks: list[nn.Module] = list(transformer.blocks)
     if plan.transformer == "streamed":
-        streams.append(BlockStream(blocks, device=device))
-        move_all_but(transformer, blocks, device)
+        _stream_transformer(models, compiled=plan.compiled)
     else:
         nn.Module.to(transformer, device)
-    if plan.compiled:
-        compile_blocks(streams[-1].shells if plan.transformer == "streamed" else blocks)
-        with kept_on_disk(cache_dir) if cache_dir else nullcontext():
-            warm_up(
-                blocks[0],
-                width=heads * head_dim,
-                head_dim=head_dim,
-                tokens=WARM_UP_TOKENS if device.type == "cuda" else 64,
-                device=device,
-            )
-    return Applied(attention=attention, streams=tuple(streams))
+        if plan.compiled:
+            compile_blocks(transformer.blocks)
+    applied = Applied(models=models, plan=plan, attention=attention, cache_dir=cache_dir)
+    applied.warm_up()
+    return applied
+
+
+def _stream_transformer(models: Models, *, compiled: bool) -> None:
+    blocks: list[nn.Module] = list(models.transformer.blocks)
+    stream = BlockStream(blocks, device=models.device)
+    move_all_but(models.transformer, blocks, models.device)
+    if compiled:
+        compile_blocks(stream.shells)
 
 
 def use_bf16_vae(autoencoder: AutoencoderKLWan, device: torch.device) -> None:
@@ -80,18 +107,18 @@ def use_bf16_vae(autoencoder: AutoencoderKLWan, device: torch.device) -> None:
         use_gpu_kernels(autoencoder)
 
 
-def stream_encoders(models: Models, device: torch.device) -> list[BlockStream]:
+def stream_encoders(models: Models, device: torch.device) -> None:
     """Stream the layers of both encoders; the vocabulary's table stays on the host, where it is looked up."""
     text, image = models.text_encoder.model, models.image_encoder.model
     text_blocks: list[nn.Module] = list(text.encoder.block)
     vision: Any = getattr(image, "vision_model", image)  # transformers moved it between versions
     image_blocks: list[nn.Module] = list(vision.encoder.layers)
-    streams = [BlockStream(blocks, device=device) for blocks in (text_blocks, image_blocks)]
+    for blocks in (text_blocks, image_blocks):
+        BlockStream(blocks, device=device)
     table = HostTable(text.encoder.embed_tokens.weight.data, device)
     text.shared = text.encoder.embed_tokens = table
     move_all_but(text, text_blocks, device)
     move_all_but(image, image_blocks, device)
-    return streams
 
 
 class HostTable(nn.Module):
@@ -131,4 +158,9 @@ def this_card(device: torch.device) -> Card:
 
 
 def _host_bytes() -> float:
-    return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    """Memory of this machine, or what its container allows."""
+    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    for limit in CONTAINER_LIMITS:
+        if limit.is_file() and (said := limit.read_text().strip()).isdigit():
+            whole = min(whole, float(said))
+    return whole

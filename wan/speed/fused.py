@@ -95,9 +95,14 @@ class FusedAttention:
 
 
 class FusedGelu(GELU):
-    """Linear and GELU as one matrix product: what lies between them is never written (2 GB at 720p)."""
+    """Linear and GELU as one matrix product: what lies between them is never written (2 GB at 720p).
+
+    A layer that does more than its matrix product, because a LoRA is on it, is asked itself.
+    """
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if type(self.proj) is not torch.nn.Linear:
+            return super().forward(hidden_states)
         return linear_gelu(hidden_states, self.proj.weight, self.proj.bias)
 
 

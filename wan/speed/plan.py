@@ -1,9 +1,22 @@
-"""What is where, and what is used: chosen once from the card and the largest request. Pure; knows no network.
+"""What is where, and what is used: chosen from the card, the setup and the request. Pure; knows no network.
 
-The numbers of memory are those of the 14B engine in bf16, measured (benchmarks/results) and rounded up.
+What is where, stage by stage ("host" is pinned memory of the machine, "through" means block by block):
+
+| stage                | transformer, resident | transformer, streamed | text, picture encoder | VAE  |
+|----------------------|-----------------------|-----------------------|-----------------------|------|
+| setup, between two   | card                  | host                  | host                  | card |
+| people … retarget    | card                  | host                  | host                  | card |
+| encode_text, _image  | card                  | host                  | host, through card    | card |
+| clip.condition       | card                  | host                  | host                  | card |
+| clip.denoise         | card                  | host, through card    | host                  | card |
+| clip.decode, write   | card                  | host                  | host                  | card |
+
+Where the host has no room for the encoders and the card has, they stay on the card. The networks of
+preprocessing come and go by themselves, before the first clip. The numbers of memory are those of the 14B
+engine in bf16, measured (benchmarks/results) and rounded up.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..runtime.errors import OutOfMemory
@@ -38,11 +51,12 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """The largest clip that has to fit."""
+    """The largest clip that has to fit, and what it is made with."""
 
     width: int
     height: int
     frames: int = 77
+    lora_bytes: float = 0.0  # branches that hang on the network; they stay on the card
 
     @property
     def tokens(self) -> int:
@@ -69,9 +83,10 @@ def choose_plan(
 
     Raises OutOfMemory, saying what would fit, where no plan does.
     """
+    # Streaming the encoders costs 0.2 s a request; it is the transformer that is worth the card's memory.
     choices: list[tuple[Residency, Residency]] = [
-        ("resident", "resident"),
         ("resident", "streamed"),
+        ("resident", "resident"),
         ("streamed", "streamed"),
     ]
     if prefer_small:
@@ -87,12 +102,29 @@ def choose_plan(
                 encoders=encoders,
                 peak_bytes=peak,
             )
-    raise OutOfMemory(_what_would_fit(card, load))
+    raise OutOfMemory(what_would_fit(card, load))
+
+
+def with_room(plan: Plan, card: Card, load: Load) -> Plan:
+    """The plan of a request: the setup's, or for a clip too large for it, with the transformer streamed.
+
+    Raises OutOfMemory, saying what would fit, where that does not help either.
+    """
+
+    def fits(transformer: Residency) -> bool:
+        return peak_bytes(load, transformer=transformer, encoders=plan.encoders) <= card.memory_bytes
+
+    if fits(plan.transformer):
+        return plan
+    pinned = host_bytes(transformer="streamed", encoders=plan.encoders)
+    if fits("streamed") and pinned + HOST_RESERVE_BYTES <= card.host_bytes:
+        return replace(plan, transformer="streamed")
+    raise OutOfMemory(what_would_fit(card, load))
 
 
 def peak_bytes(load: Load, *, transformer: Residency, encoders: Residency) -> float:
     """Expected peak on the GPU. The stages follow each other: the largest counts."""
-    weights = VAE_BYTES + RESERVE_BYTES
+    weights = VAE_BYTES + RESERVE_BYTES + load.lora_bytes
     weights += TRANSFORMER_BYTES if transformer == "resident" else STREAMED_TRANSFORMER_BYTES
     weights += TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "resident" else STREAMED_ENCODER_BYTES
     step = STEP_BYTES_A_TOKEN * load.tokens + (SLOT_BYTES if transformer == "streamed" else 0.0)
@@ -105,7 +137,8 @@ def host_bytes(*, transformer: Residency, encoders: Residency) -> float:
     return blocks + (TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "streamed" else 0.0)
 
 
-def _what_would_fit(card: Card, load: Load) -> str:
+def what_would_fit(card: Card, load: Load) -> str:
+    """One sentence for who asked for more than there is: why, and what to change."""
     least = peak_bytes(load, transformer="streamed", encoders="streamed")
     asked = f"a clip of {load.frames} frames at {load.width}×{load.height}"
     if least <= card.memory_bytes:
@@ -114,16 +147,33 @@ def _what_would_fit(card: Card, load: Load) -> str:
             f"{asked} fits {card.name} only with weights kept in host memory, which needs {host / GB:.0f} GB "
             f"of it and {card.host_bytes / GB:.0f} GB are there: use a machine with more memory"
         )
-    for width, height in ((1280, 720), (960, 544), (832, 480), (640, 368), (448, 256)):
-        smaller = Load(width=width, height=height, frames=load.frames)
-        if smaller.tokens < load.tokens and (
-            peak_bytes(smaller, transformer="streamed", encoders="streamed") <= card.memory_bytes
-        ):
-            return (
-                f"{asked} needs {least / GB:.0f} GB of GPU memory and {card.name} has "
-                f"{card.memory_bytes / GB:.0f} GB: {width}×{height} would fit"
-            )
-    return (
-        f"{asked} needs {least / GB:.0f} GB of GPU memory and {card.name} has "
-        f"{card.memory_bytes / GB:.0f} GB, too little for any size: use a GPU with 8 GB or more"
+    needs = (
+        f"{asked} needs {least / GB:.0f} GB of GPU memory and {card.name} has {card.memory_bytes / GB:.0f} GB"
     )
+    fitting = _largest_that_fits(card, load)
+    rest = f": {fitting} would fit" if fitting else ", too little for any size: use a GPU with 8 GB or more"
+    return needs + rest
+
+
+def after_running_out(card: Card, load: Load) -> str:
+    """One sentence for a clip that should have fitted: something else holds memory, or the plan was wrong."""
+    fitting = _largest_that_fits(card, load)
+    advice = f"{fitting} needs less and would fit" if fitting else "free it of other programs"
+    return (
+        f"the memory of {card.name} ran out in a clip of {load.frames} frames at {load.width}×{load.height}: "
+        f"{advice}"
+    )
+
+
+def _largest_that_fits(card: Card, load: Load) -> str | None:
+    """The same clip shorter, or where that is not enough smaller, in words; None where nothing fits."""
+    shorter = [replace(load, frames=frames) for frames in (77, 49, 33) if frames < load.frames]
+    sizes = ((1280, 720), (960, 544), (832, 480), (640, 368), (448, 256))
+    smaller = [replace(load, width=width, height=height) for width, height in sizes]
+    for one in (*shorter, *smaller):
+        if one.tokens < load.tokens and (
+            peak_bytes(one, transformer="streamed", encoders="streamed") <= card.memory_bytes
+        ):
+            size = f"{one.width}×{one.height}"
+            return size if one.frames == load.frames else f"clip_len {one.frames} at {size}"
+    return None

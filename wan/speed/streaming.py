@@ -41,7 +41,9 @@ class BlockStream:
     The blocks keep their names and parameters; the parameters' memory moves to the host, pinned. A pass calls
     them in the order of the list; calls out of order are right, but wait. The slots exist while a pass is
     under way: between two passes the memory is for whoever needs it, at the price of the first copy of a pass
-    (15 ms at the real size). `shells` are what really computes: compile those. Not for use from two threads.
+    (15 ms at the real size). `shells` are what really computes: compile those. A shell does what its block's
+    linear layers do by now: branches that a LoRA hung on them lie on the device and are not copied. Not for
+    use from two threads.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], *, device: torch.device) -> None:
@@ -60,6 +62,8 @@ class BlockStream:
         with torch.inference_mode(False):  # these tensors outlive the mode they are made in
             self.shells = [self._shell(blocks[0]) for _ in range(SLOTS)]
             self._host = [self._move_to_host(block) for block in blocks]
+        self._layers = [_linear_layers(block) for block in blocks]
+        self._shell_layers = [_linear_layers(shell) for shell in self.shells]
         for index, block in enumerate(blocks):
             # The instance's own forward is found before its class's. A compiled call would trace into ours.
             block._compiled_call_impl = None
@@ -87,6 +91,8 @@ class BlockStream:
         self._fetch(following, busy=slot)
         if self._copies:
             torch.cuda.current_stream(self.device).wait_event(self._filled[slot])
+        for layer, shell_layer in zip(self._layers[index], self._shell_layers[slot], strict=True):
+            shell_layer.__class__, shell_layer._buffers = layer.__class__, layer._buffers
         result = self.shells[slot](*args, **kwargs)
         if self._copies:
             self._used[slot].record(torch.cuda.current_stream(self.device))
@@ -170,6 +176,10 @@ class _Turn:
 
     def __call__(self, *args: object, **kwargs: object) -> torch.Tensor:
         return self.stream.run(self.index, *args, **kwargs)
+
+
+def _linear_layers(block: nn.Module) -> list[nn.Linear]:
+    return [module for module in block.modules() if isinstance(module, nn.Linear)]
 
 
 def _lay_out(block: nn.Module) -> list[_Place]:
