@@ -139,6 +139,20 @@ class TrackedSource(ABC):
 class AnimationSource(TrackedSource):
     """The reference character performs the driving motion: skeletons and faces only."""
 
+    def __init__(
+        self,
+        video: SourceVideo,
+        tracks: Tracks,
+        reference: np.ndarray,
+        *,
+        retargeted: np.ndarray | None = None,
+    ) -> None:
+        """`retargeted`, (T, 133, 3) float32 in the output's pixels, is drawn instead of the tracked poses."""
+        super().__init__(video, tracks, reference)
+        if retargeted is not None and retargeted.shape != tracks.poses.shape:
+            raise ValueError(f"retargeted poses must be {tracks.poses.shape}, got {retargeted.shape}")
+        self._retargeted = retargeted
+
     @property
     def replaces(self) -> bool:
         """Animation has no scene."""
@@ -148,13 +162,19 @@ class AnimationSource(TrackedSource):
         return bool(np.isfinite(self.tracks.face_boxes[number]).all())
 
     def _view(self, number: int, picture: np.ndarray | None) -> FrameView:
-        source_height, source_width = self.tracks.frame_size
+        face = self._face(number, picture)
+        return FrameView(number=number, picture=picture, pose=self._skeleton(number), face=face)
+
+    def _skeleton(self, number: int) -> np.ndarray:
+        """The drawn pose at the output's size: (H, W, 3) uint8 RGB."""
         height, width = self._reference.shape[:2]
+        if self._retargeted is not None:  # officially too on a canvas of the output's size
+            return draw_skeleton(self._retargeted[number], height=height, width=width)
+        source_height, source_width = self.tracks.frame_size
         # Drawn at the source's size and then resized, as the model was trained: its line widths follow from
         # that.
         drawn = draw_skeleton(self.tracks.poses[number], height=source_height, width=source_width)
-        pose = pad_to_fit(drawn, width=width, height=height, interpolation=cv2.INTER_LINEAR)
-        return FrameView(number=number, picture=picture, pose=pose, face=self._face(number, picture))
+        return pad_to_fit(drawn, width=width, height=height, interpolation=cv2.INTER_LINEAR)
 
 
 class ReplacementSource(TrackedSource):

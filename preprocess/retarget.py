@@ -5,7 +5,7 @@ path, brought to the reference's scale and set down where the reference stands. 
 the proportions once, `apply_proportions` moves any number of poses. The rules are those of Wan2.2
 wan/modules/animate/preprocess/retarget_pose.py, which measures one frame and trusts every joint; here all
 frames are measured, and a joint that is not seen neither measures nor carries anything. T frames, J joints
-(the 133 and three means), B bones; all coordinates in pixels, x to the right, y down.
+(the body's 17 and three means), B bones; all coordinates in pixels, x to the right, y down.
 """
 
 from collections.abc import Sequence
@@ -41,10 +41,10 @@ from .keypoints import (
     VISIBLE,
 )
 
-# Three joints that are means of two of the 133, as in the drawn skeleton; `_joints` puts them behind the 133.
-NECK: Final = NUM_KEYPOINTS
-LEFT_TOES: Final = NUM_KEYPOINTS + 1
-RIGHT_TOES: Final = NUM_KEYPOINTS + 2
+# Three joints that are means of two of the 133, as in the drawn skeleton; `_joints` puts them behind the 17.
+NECK: Final = BODY.stop
+LEFT_TOES: Final = BODY.stop + 1
+RIGHT_TOES: Final = BODY.stop + 2
 MEANS: Final = ((LEFT_SHOULDER, RIGHT_SHOULDER), (17, 18), (20, 21))  # toes: big and small
 
 HAND_OF: Final = {LEFT_WRIST: LEFT_HAND, RIGHT_WRIST: RIGHT_HAND}
@@ -105,6 +105,7 @@ RATIO_LIMITS: Final = (1 / 3, 3.0)  # of bones at equal height; beyond it the es
 STEADY_SHARE: Final = 0.1  # of the frames must show a height or a landmark, or the next one is tried
 TYPICAL: Final = 1.25  # the frame to edit shows the person within this factor of the usual size
 FOOT_TO_CALF: Final = 0.5  # longest foot; official value
+BLOCK: Final = 1000  # frames moved at once
 SWAP_MARGIN: Final = 0.5  # hands change sides where that brings them nearer to the wrists than this share
 
 
@@ -144,7 +145,10 @@ def retarget(
     proportions = measure(
         poses, reference, driving_size=driving_size, reference_size=reference_size, edited=edited
     )
-    return apply_proportions(poses, proportions), proportions.warnings
+    moved = np.empty_like(poses)
+    for start in range(0, len(poses), BLOCK):  # what is worked with is many times the poses
+        moved[start : start + BLOCK] = apply_proportions(poses[start : start + BLOCK], proportions)
+    return moved, proportions.warnings
 
 
 def measure(
@@ -201,14 +205,14 @@ def apply_proportions(poses: np.ndarray, proportions: Proportions) -> np.ndarray
 
     def carry(points: slice, joint: int, origin: np.ndarray, factor: np.ndarray) -> None:
         """Let points go where a joint goes; their distances from `origin`, (T, 2), are scaled."""
-        spread = old[:, points, :2] - origin[:, None]
+        spread = poses[:, points, :2] - origin[:, None]
         moved[:, points] = walk.held_to[:, joint, None] + factor.reshape(-1, 1, 1) * spread
 
     carry(FACE, NOSE, walk.held_from[:, NOSE], lengths[KIND["eyes"]])
     for ankle, foot in FOOT_OF.items():
         carry(foot, ankle, walk.held_from[:, ankle], _foot_factor(old, ankle, lengths))
     for wrist, hand in HAND_OF.items():
-        root = old[:, hand.start]
+        root = poses[:, hand.start]
         origin = np.where(root[:, 2:] >= VISIBLE, root[:, :2], walk.held_from[:, wrist])
         carry(hand, wrist, origin, lengths[KIND["shoulders"]])
     scores = np.where(poses[..., 2:] >= VISIBLE, poses[..., 2:], 0)
@@ -239,10 +243,10 @@ def with_hands_on_their_wrists(poses: np.ndarray) -> np.ndarray:
 
 
 def _joints(poses: np.ndarray) -> np.ndarray:
-    """(T, 133, 3) → (T, J, 3) float64: neck and toes added, a hidden wrist read from its hand."""
-    joints = np.empty((len(poses), NUM_KEYPOINTS + len(MEANS), 3))
-    joints[:, :NUM_KEYPOINTS] = poses
-    for index, pair in enumerate(MEANS, start=NUM_KEYPOINTS):
+    """(T, 133, 3) → (T, J, 3) float64: the body, neck and toes; a hidden wrist is read from its hand."""
+    joints = np.empty((len(poses), BODY.stop + len(MEANS), 3))
+    joints[:, BODY] = poses[:, BODY]
+    for index, pair in enumerate(MEANS, start=BODY.stop):
         joints[:, index] = poses[:, pair].mean(axis=1)
         joints[:, index, 2] = poses[:, pair, 2].min(axis=1)
     for wrist, hand in HAND_OF.items():

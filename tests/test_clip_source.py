@@ -20,6 +20,7 @@ from wan_animate.wan.conditions import ClipSource
 from wan_animate.wan.media.decode import SourceVideo, open_video
 
 from .parity import prove, recordings
+from .people import lone_tracks
 
 FRAMES = 12
 SIZE = (96, 160)  # H, W of the driving video
@@ -57,7 +58,7 @@ def tracks() -> Tracks:
     boxes = np.concatenate([corners, corners + generator.uniform(20, 60, (FRAMES, 2))], axis=1).astype(
         np.float32
     )
-    return Tracks(frame_size=SIZE, poses=poses, face_boxes=boxes)
+    return lone_tracks(frame_size=SIZE, poses=poses, face_boxes=boxes)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ class CountingVideo(SourceVideo):
 
 def without_faces(tracks: Tracks) -> Tracks:
     boxes = np.full_like(tracks.face_boxes, np.nan)
-    return Tracks(frame_size=tracks.frame_size, poses=tracks.poses, face_boxes=boxes)
+    return lone_tracks(frame_size=tracks.frame_size, poses=tracks.poses, face_boxes=boxes)
 
 
 @pytest.mark.parametrize("recording", recordings("preprocess/e2e"))
@@ -115,6 +116,22 @@ def test_skeleton_and_face_are_those_of_the_asked_frames(video, tracks, referenc
         np.testing.assert_array_equal(
             conditions.face[place], crop_face(frames[number], tracks.face_boxes[number])
         )
+
+
+def test_retargeted_poses_are_drawn_at_the_outputs_size_and_faces_stay_those_of_the_tracks(
+    video, tracks, reference
+):
+    moved = tracks.poses * np.float32((0.3, 0.5, 1))
+    numbers = [3, 4, 5]
+    conditions = AnimationSource(video, tracks, reference, retargeted=moved).conditions(numbers)
+    for place, number in enumerate(numbers):
+        drawn = draw_skeleton(moved[number], height=OUTPUT[0], width=OUTPUT[1])
+        np.testing.assert_array_equal(conditions.pose[place], drawn)
+    np.testing.assert_array_equal(
+        conditions.face, AnimationSource(video, tracks, reference).conditions(numbers).face
+    )
+    with pytest.raises(ValueError, match="retargeted poses must be"):
+        AnimationSource(video, tracks, reference, retargeted=moved[:-1])
 
 
 @pytest.mark.parametrize("mode", ["animation", "replacement"])
@@ -154,7 +171,7 @@ def test_nothing_is_decoded_where_no_face_needs_pixels(video_path, tracks, refer
 def test_frames_without_a_box_get_the_blank_face(video, tracks, reference):
     boxes = tracks.face_boxes.copy()
     boxes[4] = np.nan
-    partly = Tracks(frame_size=SIZE, poses=tracks.poses, face_boxes=boxes)
+    partly = lone_tracks(frame_size=SIZE, poses=tracks.poses, face_boxes=boxes)
     conditions = AnimationSource(video, partly, reference).conditions([3, 4, 5])
     assert [bool(face.any()) for face in conditions.face] == [True, False, True]
 
@@ -201,7 +218,7 @@ def test_replacement_draws_the_skeleton_where_the_person_is(video, tracks, refer
     point = (SIZE[1] / 2 + 12, SIZE[0] / 2 - 20)  # x, y in the source; stays inside the crop
     poses = np.zeros_like(tracks.poses)
     poses[:, LEFT_HAND] = (*point, 1.0)
-    still = Tracks(frame_size=SIZE, poses=poses, face_boxes=tracks.face_boxes)
+    still = lone_tracks(frame_size=SIZE, poses=poses, face_boxes=tracks.face_boxes)
     marked = np.zeros(SIZE, bool)
     marked[int(point[1]) - 2 : int(point[1]) + 3, int(point[0]) - 2 : int(point[0]) + 3] = True
     masks = PackedMasks.pack(marked for _ in range(FRAMES))
@@ -239,9 +256,9 @@ def test_frames_that_do_not_exist_are_refused(video, tracks, reference, numbers)
 
 
 def test_tracks_of_another_video_are_refused(video, tracks, reference):
-    shorter = Tracks(frame_size=SIZE, poses=tracks.poses[:-1], face_boxes=tracks.face_boxes[:-1])
+    shorter = lone_tracks(frame_size=SIZE, poses=tracks.poses[:-1], face_boxes=tracks.face_boxes[:-1])
     with pytest.raises(ValueError, match="do not belong"):
         AnimationSource(video, shorter, reference)
-    turned = Tracks(frame_size=SIZE[::-1], poses=tracks.poses, face_boxes=tracks.face_boxes)
+    turned = lone_tracks(frame_size=SIZE[::-1], poses=tracks.poses, face_boxes=tracks.face_boxes)
     with pytest.raises(ValueError, match="do not belong"):
         AnimationSource(video, turned, reference)

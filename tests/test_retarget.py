@@ -33,6 +33,7 @@ from wan_animate.preprocess.keypoints import (
     RIGHT_WRIST,
 )
 from wan_animate.preprocess.retarget import (
+    BLOCK,
     EditedStances,
     Proportions,
     apply_proportions,
@@ -442,6 +443,13 @@ def test_edited_stances_give_the_lengths_and_the_originals_the_place():
     # At equal height of the people; the originals' height is measured anew, from nose to ankles.
     assert got == pytest.approx(ratio, rel=0.1)
     assert moved[0, [LEFT_HIP, RIGHT_HIP], 0].mean() == pytest.approx(400, abs=0.5)
+
+
+def test_a_long_video_moves_as_its_frames_do():
+    driving, reference = np.tile(person(), (2 * BLOCK + 1, 1, 1)), person(height=300, legs=0.7)
+    driving[:, :, 0] += np.linspace(0, 50, len(driving), dtype=np.float32)[:, None]
+    proportions = measure(driving, reference, driving_size=PICTURE, reference_size=PICTURE)
+    np.testing.assert_array_equal(moved_to(driving, reference), apply_proportions(driving, proportions))
 
 
 def test_a_long_foot_is_cut_to_half_the_calf():

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from ..runtime.errors import ModelFilesBroken
+from .errors import ModelFilesBroken
 
 logger = logging.getLogger(__name__)
 
