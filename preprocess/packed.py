@@ -33,11 +33,11 @@ class PackedMasks:
         return replace(self, frames=tuple(self.frames[index] for index in indices.tolist()))
 
     def filled(self, around: Mapping[int, tuple[int, int]]) -> "PackedMasks":
-        """With the masks of some frames replaced by what covers the masks of two others."""
+        """With the masks of some frames enlarged to what covers those of two others, too."""
         frames = list(self.frames)
         for index, (before, after) in around.items():
-            both = self.mask(before) | self.mask(after)
-            frames[index] = next(_packed([both], self.size))
+            covering = self.mask(index) | self.mask(before) | self.mask(after)
+            frames[index] = next(_packed([covering], self.size))
         return replace(self, frames=tuple(frames))
 
     def __len__(self) -> int:

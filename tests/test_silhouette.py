@@ -1,16 +1,26 @@
 """Masks grow, coarsen and cut as officially, and survive where that crashes; packing loses nothing."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from wan_animate.preprocess.geometry import scale_and_crop
 from wan_animate.preprocess.packed import PackedMasks
+from wan_animate.preprocess.preprocessor import Preprocessor
 from wan_animate.preprocess.silhouette import (
     MaskShaping,
     coarsen_mask,
     cut_background,
     shape_mask,
 )
+from wan_animate.wan.media.decode import open_video
+from wan_animate.wan.runtime.job import Job
 
 from .parity import prove, recordings
+from .people import SAMPLES, backend
+
+RECORDED = SAMPLES.parent / "golden" / "preprocess" / "masks"
+needs_samples = pytest.mark.skipif(not SAMPLES.exists(), reason="the samples are not part of the project")
 
 
 def person(height: int = 90, width: int = 120) -> np.ndarray:
@@ -82,6 +92,71 @@ def test_any_value_but_zero_is_the_person():
         np.testing.assert_array_equal(shape_mask(same, MaskShaping()), shape_mask(mask, MaskShaping()))
         image = np.full((*mask.shape, 3), 200, np.uint8)
         np.testing.assert_array_equal(cut_background(image, same), image * (1 - mask)[..., None])
+
+
+# --- edges
+
+
+def odd_masks() -> dict[str, np.ndarray]:
+    """Masks at which growth or a grid could fail."""
+    masks = {name: np.zeros((60, 80), np.uint8) for name in ("pixel", "column", "row", "corner", "edge")}
+    masks["pixel"][30, 40] = 1
+    masks["column"][10:50, 40] = 1
+    masks["row"][30, 10:70] = 1
+    masks["corner"][0, 0] = masks["corner"][59, 79] = 1
+    masks["edge"][20:60, 79] = 1
+    return masks | {"empty": np.zeros((60, 80), np.uint8), "full": np.ones((60, 80), np.uint8)}
+
+
+def uncovered(mask: np.ndarray, shaping: MaskShaping) -> float:
+    """The share of a silhouette's pixels that would not be generated anew: a halo of the old person."""
+    outside = (mask != 0) & (shape_mask(mask, shaping) == 0)
+    return outside.sum() / max((mask != 0).sum(), 1)
+
+
+@pytest.mark.parametrize("iterations", range(11))
+@pytest.mark.parametrize("grid", [(1, 1), (4, 6), (32, 32)])
+@pytest.mark.parametrize("kernel_size", [1, 7, 31])
+def test_nothing_of_a_silhouette_is_left_uncovered(iterations, grid, kernel_size):
+    shaping = MaskShaping(iterations=iterations, kernel_size=kernel_size, columns=grid[0], rows=grid[1])
+    for name, mask in (odd_masks() | {"person": person()}).items():
+        assert uncovered(mask, shaping) == 0, name
+        assert shape_mask(mask, shaping).any() == mask.any(), name
+
+
+@pytest.mark.parametrize("path", sorted(RECORDED.glob("*.npz")), ids=lambda path: path.stem)
+def test_nothing_of_a_recorded_silhouette_is_left_uncovered(path: Path):
+    with np.load(path) as recording:
+        mask = recording["mask"]
+    for iterations in range(11):
+        for cells in (1, 10):
+            assert uncovered(mask, MaskShaping(iterations=iterations, columns=cells, rows=cells)) == 0
+
+
+@needs_samples
+@pytest.mark.parametrize("name", ["two-people.mp4", "replace-video.mp4", "animate-video.mp4", "no-face.mp4"])
+def test_nothing_of_a_samples_silhouette_is_left_uncovered(name: str):
+    """Where the output shows it: at another size than the source's."""
+    video = open_video(SAMPLES / name, fps=4, duration_s=1)
+    tracks = Preprocessor(backend()).tracks(video, subject="largest", job=Job(), masks=True)
+    assert tracks.masks is not None
+    assert sum(tracks.masks.mask(index).any() for index in range(len(tracks.masks))) > 2
+    for index in range(len(tracks.masks)):
+        shown = scale_and_crop(tracks.masks.mask(index) * np.uint8(255), width=480, height=272) >= 128
+        for iterations in range(11):
+            assert uncovered(shown, MaskShaping(iterations=iterations, columns=8, rows=8)) == 0
+
+
+def test_a_finer_grid_keeps_more_of_the_background():
+    mask = person()
+    kept = [
+        1 - shape_mask(mask, MaskShaping(iterations=1, kernel_size=3, columns=cells, rows=cells)).mean()
+        for cells in (1, 2, 4, 8, 16, 32)
+    ]
+    assert kept == sorted(kept)
+    silhouette = 1 - mask.mean()
+    assert kept[0] < 0.92 * silhouette  # one cell is the whole box
+    assert kept[-1] > 0.96 * silhouette
 
 
 def test_packing_loses_nothing():
