@@ -8,7 +8,7 @@ of looks.
 from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
@@ -16,7 +16,11 @@ from ..wan.runtime.errors import InvalidInput, NoUsableGpu
 from ..wan.runtime.weights import REGISTRY, fetch
 from .keypoints import NUM_KEYPOINTS
 
+if TYPE_CHECKING:
+    from .subjects import SubjectTrack
+
 REGION: Final = 4  # numbers that tell a backend where to look; only it knows what they mean
+NOBODY_KNOWS: Final = -1  # number of somebody whom no tracker follows (yet)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -26,13 +30,14 @@ class People:
     boxes: np.ndarray  # (M, 4) float32: x0, y0, x1, y1 of what is seen of the body, pixels
     scores: np.ndarray  # (M,) float32 0…1
     regions: np.ndarray  # (M, 4) float32 pixels: may be averaged and interpolated over time
-    looks: np.ndarray  # (M, L) float32: what the person looks like, compare with `looks_distance`; L may be 0
+    looks: np.ndarray  # (M, L) float32: what the person looks like, compare with `looks_cost`; L may be 0
+    numbers: np.ndarray  # (M,) int64: the same within a shot, the same person, says the backend's own tracker
 
     def __post_init__(self) -> None:
         count = len(self.scores)
-        shapes = (self.boxes.shape, self.regions.shape, self.looks.shape[:1])
-        if shapes != ((count, 4), (count, REGION), (count,)):
-            raise ValueError(f"{count} people need boxes, regions and looks, got shapes {shapes}")
+        shapes = (self.boxes.shape, self.regions.shape, self.looks.shape[:1], self.numbers.shape)
+        if shapes != ((count, 4), (count, REGION), (count,), (count,)):
+            raise ValueError(f"{count} people need boxes, regions, looks and numbers, got shapes {shapes}")
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -81,18 +86,19 @@ class PoseEstimator(Protocol):
 class MaskTracker(Protocol):
     """The verb "track masks"."""
 
-    @property
-    def has_masks(self) -> bool:
-        """Whether there are networks for it; without them `track_masks` raises NotAvailableYet."""
-        ...
-
     def track_masks(
-        self, frames: Iterable[np.ndarray], *, regions: np.ndarray, poses: np.ndarray, shots: np.ndarray
+        self,
+        frames: Iterable[np.ndarray],
+        *,
+        track: "SubjectTrack",
+        poses: np.ndarray,
+        present: np.ndarray,
+        shots: np.ndarray,
     ) -> Generator[np.ndarray, None, None]:
         """One person's silhouette a frame, (H, W) uint8 of 0 and 1, in order; close it to stop early.
 
-        `regions` (N, 4), `poses` (N, 133, 3) as estimated and `shots` (N,) cover all the frames there
-        will be.
+        `track`, `poses` (N, 133, 3) as estimated, `present` (N,) bool and `shots` (N,) cover all the
+        frames there will be. In frames without the person a mask means nothing.
         """
         ...
 
@@ -105,10 +111,10 @@ class Backend(PeopleFinder, PoseEstimator, MaskTracker, Protocol):
         """Which models, and which version of what is done with them: the same words mean the same results."""
         ...
 
+    def release(self) -> None:
+        """Free the GPU memory of all networks; the next use loads them again."""
+        ...
 
-NO_MASKS: Final = (
-    'replacement is not available yet with preprocessing "full": set up with preprocessing "embedded"'
-)
 
 BACKENDS: Final = ("full", "embedded")
 
@@ -134,7 +140,12 @@ def build_backend(name: str, *, cache_dir: Path, device: str | None = None) -> B
         wanted = (REGISTRY["detector"], REGISTRY["pose"])
         folders = fetch(wanted)
         detector, pose = (folders[weights.name] / weights.patterns[0] for weights in wanted)
-        backend = FullBackend(detector=detector, pose=pose.parent, device=device)
+        backend = FullBackend(
+            detector=detector,
+            pose=pose.parent,
+            tracker=lambda: fetch([REGISTRY["tracker"]])["tracker"],  # 0.9 GB that only replacement needs
+            device=device,
+        )
         backend.load()  # what cannot be loaded is told at setup, not in the middle of a request
         return backend
     raise InvalidInput(f"preprocessing must be one of {', '.join(BACKENDS)}, got {name!r}")

@@ -1,7 +1,8 @@
 """Everybody found in every frame in, who is the same person out: identities. Pure; knows no detector.
 
-People are linked from frame to frame into strands, by place, size and looks. Strands that a gap, a crossing
-or a cut tore apart are put together into identities, by looks and by what a person can walk in the meantime.
+People are linked from frame to frame into strands, by place, size and looks, and by the numbers that a
+backend's own tracker gives them, where it has one. Strands that a gap, a crossing or a cut tore apart are put
+together into identities, by the same and by what a person can walk in the meantime.
 N frames, M people in a frame, L numbers of looks.
 """
 
@@ -13,12 +14,13 @@ from typing import Final
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from .backends import REGION, People
+from .backends import NOBODY_KNOWS, REGION, People
 from .looks import UNKNOWN, looks_cost, mean_looks
 
 # --- Strands. Distances are in sizes of the person; looks: 0 = the same, 1 = rather two people.
 MAX_COST: Final = 1.2  # of a link from frame to frame
 MAX_CHANGE: Final = 0.7  # of size and direction
+SAME_NUMBER: Final = 0.3  # what a tracker's word is worth, either way: two people's looks differ by more
 DOUBT: Final = 0.3  # cost of a score of 0 against one of 1: a weak double must not displace the person
 COAST_FRAMES: Final = 12  # looked at, for which a strand waits for its person
 FORECAST_FRAMES: Final = 3  # a longer forecast of the place is worse than none
@@ -29,13 +31,11 @@ MAX_STRANDS: Final = 300  # the best ones; putting together takes time with the 
 MOVE: Final = 0.4  # how far a person gets from one frame to the next, beyond what was expected …
 MOVE_A_FRAME: Final = 0.12  # … and in every further frame of a gap
 MAX_MOVE: Final = 6.0
-BREVITY: Final = 0.5  # cost of a group of one frame: chance detections must not come first
+BREVITY: Final = 1.0  # cost of a group of one frame: what is seen for long must gather the rest, not chance
 SAME_LOOKS: Final = 0.6  # looks cost up to which strands may be one person
 SHORT_GAP: Final = 15  # frames; over them a person may look different (turns around), …
 SAME_LOOKS_AT_ONCE: Final = 1.0  # … up to this looks cost
 SAME_LOOKS_OVER_CUT: Final = 0.4  # where place says nothing
-
-IMPOSSIBLE: Final = 1e6  # stands for infinity in an assignment, which needs finite costs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -103,8 +103,26 @@ class Strand:
     regions: list[np.ndarray]  # (4,) each
     looks: np.ndarray  # (L,) running mean
     seen: int  # when last seen, counted in frames looked at
+    first_number: int  # the tracker's first and last for the person, NOBODY_KNOWS where it gave none
+    last_number: int
+    size: float = 0.0  # typical, pixels: somebody half hidden shrinks for a while; known at the strand's end
     # Change of the region a frame, of late.
     pace: np.ndarray = field(default_factory=lambda: np.zeros(REGION))
+
+    @classmethod
+    def begun(cls, frame: int, found: People, member: int, *, shot: int, seen: int) -> "Strand":
+        """A strand of one of the people, of whom more may follow."""
+        number = int(found.numbers[member])
+        return cls(
+            shot=shot,
+            frames=[frame],
+            members=[member],
+            regions=[found.regions[member].astype(np.float64)],
+            looks=found.looks[member],
+            seen=seen,
+            first_number=number,
+            last_number=number,
+        )
 
     def costs(self, frame: int, found: People, *, alone: bool) -> np.ndarray:
         """How badly each of the people fits as the continuation, (M,); infinite where it cannot be.
@@ -121,6 +139,7 @@ class Strand:
         if alone:
             looks = np.minimum(looks, UNKNOWN)
         total = move + change / 2 + looks + DOUBT * (1 - found.scores)
+        total += _number_cost(self.last_number, found.numbers)
         possible = (move <= MOVE + MOVE_A_FRAME * (gap - 1)) & (change <= MAX_CHANGE) & (total <= MAX_COST)
         return np.where(possible, total, np.inf)
 
@@ -134,6 +153,10 @@ class Strand:
         self.members.append(member)
         self.regions.append(region)
         self.seen = seen
+        if (number := int(found.numbers[member])) != NOBODY_KNOWS:
+            self.last_number = number
+            if self.first_number == NOBODY_KNOWS:
+                self.first_number = number
 
 
 def find_strands(people: Sequence[People | None], shots: np.ndarray) -> list[Strand]:
@@ -152,9 +175,10 @@ def find_strands(people: Sequence[People | None], shots: np.ndarray) -> list[Str
             strand.add(frame, found, member, seen=looked)
             taken.add(member)
         for member in set(range(len(found))) - taken:
-            region = found.regions[member].astype(np.float64)
-            waiting.append(Strand(shot, [frame], [member], [region], found.looks[member], looked))
+            waiting.append(Strand.begun(frame, found, member, shot=shot, seen=looked))
             strands.append(waiting[-1])
+    for strand in strands:
+        strand.size = float(np.median([_size(region) for region in strand.regions]))
     return strands
 
 
@@ -163,7 +187,8 @@ def _assign(waiting: list[Strand], frame: int, found: People) -> Iterable[tuple[
         return
     alone = len(waiting) == 1 and len(found) == 1
     costs = np.stack([strand.costs(frame, found, alone=alone) for strand in waiting])
-    rows, columns = linear_sum_assignment(np.where(np.isfinite(costs), costs, IMPOSSIBLE))
+    # What cannot be linked costs as much as the worst link: more would tear a good link for two bad ones.
+    rows, columns = linear_sum_assignment(np.where(np.isfinite(costs), costs, MAX_COST))
     for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
         if np.isfinite(costs[row, column]):
             yield waiting[row], column
@@ -218,8 +243,8 @@ def _group_cost(one: list[Strand], other: list[Strand]) -> float | None:
             if seam is None:
                 return None
             seams.append(seam)
-    fewest = min(sum(len(strand.frames) for strand in group) for group in (one, other))
-    return looks + min(seams) + BREVITY / fewest
+    brevity = sum(BREVITY / sum(len(strand.frames) for strand in group) for group in (one, other))
+    return looks + min(seams) + brevity
 
 
 def _seam_cost(before: Strand, after: Strand, looks: float) -> float | None:
@@ -230,12 +255,13 @@ def _seam_cost(before: Strand, after: Strand, looks: float) -> float | None:
     if before.shot != after.shot:
         comparable = np.isfinite(before.looks - after.looks).any()
         return 1.0 if comparable and looks <= SAME_LOOKS_OVER_CUT else None
-    move = float(np.linalg.norm(after.regions[0] - before.regions[-1])) / _size(before.regions[-1])
+    move = float(np.linalg.norm(after.regions[0] - before.regions[-1])) / max(before.size, after.size)
     if move > min(MOVE + MOVE_A_FRAME * gap, MAX_MOVE):
         return None
-    if looks > (SAME_LOOKS_AT_ONCE if gap <= SHORT_GAP else SAME_LOOKS):
+    word = float(_number_cost(before.last_number, np.array(after.first_number)))
+    if looks > (SAME_LOOKS_AT_ONCE if gap <= SHORT_GAP or word < 0 else SAME_LOOKS):
         return None
-    return 0.3 * move + min(gap, 300) / 300
+    return 0.3 * move + min(gap, 300) / 300 + word
 
 
 def _group_looks(group: list[Strand]) -> np.ndarray:
@@ -267,6 +293,12 @@ def _of(people: Sequence[People | None], frame: int) -> People:
     found = people[frame]
     assert found is not None  # strands only name frames that were looked at
     return found
+
+
+def _number_cost(number: int, others: np.ndarray) -> np.ndarray:
+    """What a tracker's numbers (...) say of being one person with `number`: ±SAME_NUMBER, 0 if unknown."""
+    known = (number != NOBODY_KNOWS) & (others != NOBODY_KNOWS)
+    return np.where(known, np.where(others == number, -SAME_NUMBER, SAME_NUMBER), 0.0)
 
 
 def _size(region: np.ndarray) -> float:

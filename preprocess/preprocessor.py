@@ -15,11 +15,13 @@ from ..wan.media.decode import SourceVideo
 from ..wan.runtime.errors import NoPersonFound
 from ..wan.runtime.job import Job
 from .backends import Backend, People
+from .bystanders import boxes_at
 from .face import MIN_SHARE, smooth_face_boxes
 from .keypoints import FACE, NUM_KEYPOINTS, VISIBLE
+from .mask_repair import Verdict, judge, own_parts, reach
 from .packed import PackedMasks
 from .smoothing import BRIDGE_S, find_absences, number_shots, smooth_poses, spans
-from .subjects import Subject, SubjectTrack, follow
+from .subjects import Subject, SubjectTrack, follow, pose_box
 from .tracks import Tracks
 
 MIN_PRESENCE: Final = 0.5  # of an estimate, or the person was not there
@@ -34,6 +36,7 @@ POSE_GUESS_S: Final = 0.04
 MASK_GUESS_S: Final = 0.03
 SMOOTH_GUESS_S: Final = 0.001
 
+RARELY: Final = 0.05  # of the frames: people who are together for so short a time are not spoken of
 MAX_RANGES: Final = 6  # ranges of frames spelled out in a warning
 
 
@@ -46,14 +49,13 @@ class Preprocessor:
         self._stride = stride
 
     @property
-    def has_masks(self) -> bool:
-        """Whether `tracks` can be asked for masks."""
-        return self._backend.has_masks
-
-    @property
     def words(self) -> tuple[str, ...]:
         """What, besides the video, decides the tracks: for keys of caches."""
         return (*self._backend.words, f"stride {self._stride}")
+
+    def release(self) -> None:
+        """Let go of what the models hold of a GPU; the next use takes it again."""
+        self._backend.release()
 
     def announce(self, job: Job, video: SourceVideo, *, masks: bool = False) -> None:
         """Tell the job what `tracks` is going to do."""
@@ -83,23 +85,31 @@ class Preprocessor:
         present = track.without_chairs(poses, present, shots)
         if not present.any():
             raise NoPersonFound(_nobody(video))
-        silhouettes = self._silhouettes(video, track, poses, present, shots, job) if masks else None
+        silhouettes, verdict = (
+            self._silhouettes(video, track, poses, present, shots, job) if masks else (None, None)
+        )
         with job.stage("smooth", total=len(sources)) as stage:
             steady = smooth_poses(poses, present, shots, rate=rate, frame_size=video.size, check=job.check)
             del poses
-            boxes = smooth_face_boxes(steady, video.size, rate=rate, shots=shots)
+            faces = smooth_face_boxes(steady, video.size, rate=rate, shots=shots)
+            boxes = subject_boxes(track, steady, present)
             stage.advance(len(sources))
         if len(shown) > len(sources):
-            steady, boxes = steady[shown], boxes[shown]
+            steady, faces, boxes = steady[shown], faces[shown], boxes[shown]
+        others = track.bystanders[shown]
         warnings = (
+            *crowd_warnings(boxes, others, subject),
             *newcomer_warnings(track.newcomers, subject, present[shown], shots[shown]),
             *absence_warnings(present[shown], shots[shown], fps=float(video.fps)),
             *face_warnings(steady),
+            *(mask_warnings(verdict, shown) if verdict else ()),
         )
         return Tracks(
             frame_size=video.size,
             poses=steady,
-            face_boxes=boxes,
+            face_boxes=faces,
+            boxes=boxes,
+            others=others,
             masks=silhouettes.picked(shown) if silhouettes else None,
             warnings=warnings,
         )
@@ -112,36 +122,45 @@ class Preprocessor:
         present: np.ndarray,
         shots: np.ndarray,
         job: Job,
-    ) -> PackedMasks:
-        """The person's masks of the source frames (N).
+    ) -> tuple[PackedMasks, Verdict]:
+        """The person's masks of the source frames (N), and what is wrong with them.
 
-        Where the person is lost for a moment, the masks around stand in, both of them: a halo of the
-        old person is worse than a few pixels of background less. Where the person is away, the mask
-        is empty.
+        Where the tracker or the pose loses the person for a moment, the masks around stand in, both of
+        them: a halo of the old person is worse than a few pixels of background less. Where the person is
+        away, the mask is empty.
         """
+        areas, reaches = np.zeros(len(present)), np.ones(len(present))
         with (
             job.stage("mask", total=len(present)) as stage,
             closing(_distinct(video)) as frames,
             closing(
-                self._backend.track_masks(frames, regions=track.regions, poses=poses, shots=shots)
+                self._backend.track_masks(frames, track=track, poses=poses, present=present, shots=shots)
             ) as masks,
         ):
 
-            def counted() -> Generator[np.ndarray, None, None]:
+            def cleaned() -> Generator[np.ndarray, None, None]:
                 for index, mask in enumerate(masks):
-                    yield mask if present[index] else np.zeros_like(mask)
+                    if present[index]:
+                        own = own_parts(mask, poses[index], boxes_at(track.others, index, shots))
+                        areas[index] = own.sum()
+                        reaches[index] = reach(poses[index], video.size)
+                        yield own
+                    else:
+                        yield np.zeros_like(mask)
                     stage.advance()
 
-            packed = PackedMasks.pack(counted())
-        around = {
+            packed = PackedMasks.pack(cleaned())
+        rate = float(video.fps) * len(present) / video.num_frames
+        verdict = judge(areas, reaches, present, shots, rate=rate)
+        gaps = {
             frame: (absence.before, absence.after)
             for absence in find_absences(present, shots)
             if absence.before is not None
             and absence.after is not None
-            and absence.stop - absence.start <= round(BRIDGE_S * float(video.fps))
+            and absence.stop - absence.start <= round(BRIDGE_S * rate)
             for frame in range(absence.start, absence.stop)
         }
-        return packed.filled(around)
+        return packed.filled(verdict.stand_ins).filled(gaps), verdict
 
     def picture_pose(self, picture: np.ndarray) -> np.ndarray:
         """The pose of the main person of a picture (H, W, 3) uint8 RGB: (133, 3) float32, pixels and scores.
@@ -212,7 +231,31 @@ def _thumbnail(frame: np.ndarray) -> np.ndarray:
     return cv2.resize(frame[::step, ::step], THUMBNAIL, interpolation=cv2.INTER_AREA).astype(np.float32)
 
 
+def subject_boxes(track: SubjectTrack, poses: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Boxes (N, 4) float32 of the person: as found, else around the pose; NaN where not `present`.
+
+    `poses` is (N, 133, 3), `present` (N,) bool.
+    """
+    boxes = np.full_like(track.boxes, np.nan)
+    for frame in np.flatnonzero(present).tolist():
+        boxes[frame] = track.boxes[frame] if track.seen[frame] else pose_box(poses[frame])
+    return boxes
+
+
 # --- what the user is told; frames are numbered as in the output, from 0
+
+
+def crowd_warnings(boxes: np.ndarray, others: np.ndarray, subject: Subject) -> list[str]:
+    """A sentence where several people were seen at once, from the boxes (T, 4) and (T, P, 4) of `Tracks`.
+
+    At once, because somebody whom a crossing changed beyond recognition is there twice, but not together.
+    """
+    everybody = np.concatenate([boxes[:, None], others], axis=1)
+    at_once = np.isfinite(everybody[..., 0]).sum(axis=1)
+    crowd = int(np.quantile(at_once, 1 - RARELY, method="nearest"))
+    if crowd < 2:
+        return []
+    return [f"{crowd} people were seen: {_which(subject)} is followed; choose another with subject"]
 
 
 def absence_warnings(present: np.ndarray, shots: np.ndarray, *, fps: float) -> list[str]:
@@ -245,6 +288,21 @@ def face_warnings(poses: np.ndarray) -> list[str]:
     return [f"no face in {_in_words(ranges)}: it is cut out where it should be, by the frames around"]
 
 
+def mask_warnings(verdict: Verdict, shown: np.ndarray) -> list[str]:
+    """Sentences on the output frames whose masks lost the person; `shown` (T,) are their source frames."""
+    mended = np.isin(shown, list(verdict.stand_ins))
+    doubtful = verdict.doubtful[shown]
+    sentences = (
+        (mended, "the mask lost the person for a moment in {}: the masks around stand in"),
+        (doubtful, "the mask may miss part of the person in {}: the original may show through there"),
+    )
+    return [
+        sentence.format(_in_words([(start, stop - 1) for start, stop in spans(wrong) if wrong[start]]))
+        for wrong, sentence in sentences
+        if wrong.any()
+    ]
+
+
 def newcomer_warnings(
     newcomers: Sequence[int], subject: Subject, present: np.ndarray, shots: np.ndarray
 ) -> list[str]:
@@ -256,11 +314,14 @@ def newcomer_warnings(
     ]
     if not ranges:
         return []
-    which = {"center": "most central"}.get(subject, subject)
     return [
         f"nobody in {_in_words(ranges)}, in another shot, looks like the person followed in the rest: "
-        f"the {which} person there is followed"
+        f"{_which(subject)} there is followed"
     ]
+
+
+def _which(subject: Subject) -> str:
+    return f"the {'most central' if subject == 'center' else subject} person"
 
 
 def _in_words(ranges: Sequence[tuple[int, int]]) -> str:

@@ -1,8 +1,9 @@
 """What the model will see beside what it was made from: a contact sheet (PNG), a side-by-side video (MP4).
 
-Columns: driving frame, the tracked skeleton and face box on it, the drawn pose, the face crop, in replacement
-the background with the person's area tinted, and the finished video where there is one. One layout (pure),
-one renderer; frames are streamed, so a preview of any length holds one of them.
+Columns: driving frame (among several people the subject framed and the others grey), the tracked skeleton
+and face box on it, the drawn pose, the face crop, in replacement the background with the person's area
+tinted, and the finished video where there is one. One layout (pure), one renderer; frames are streamed, so a
+preview of any length holds one of them.
 """
 
 import errno
@@ -26,6 +27,7 @@ from ..wan.runtime.job import Stage
 from .clip_source import FrameView, TrackedSource
 from .geometry import scale_and_crop
 from .skeleton import draw_skeleton
+from .tracks import Tracks
 
 Colour = tuple[int, int, int]  # RGB
 
@@ -34,6 +36,7 @@ FRAME: Final[Colour] = (52, 56, 64)  # a hairline around every tile: a black pic
 INK: Final[Colour] = (226, 228, 232)
 FAINT_INK: Final[Colour] = (140, 146, 156)
 FACE_BOX: Final[Colour] = (255, 255, 255)
+SUBJECT_FRAME: Final[Colour] = (255, 196, 0)
 MASK_TINT: Final[Colour] = (48, 214, 128)
 
 MARGIN: Final = 16  # pixels around everything
@@ -49,6 +52,8 @@ VIDEO_TILE_HEIGHT: Final = 480
 VIDEO_MULTIPLE: Final = 16  # sides of a video; every encoder and player takes them
 PREVIEW_QUALITY: Final = 20  # H.264 constant rate factor: text stays crisp
 DIMMED: Final = 0.4  # brightness of the picture below a skeleton
+OTHERS_DIMMED: Final = 0.6  # brightness of people who are left alone, without their colours
+BOX_MARGIN: Final = 0.12  # of a person's box, around it: it goes through joints, not around hair and hands
 TINT_STRENGTH: Final = 0.5  # of the mask's colour over the person
 BROADER: Final = np.ones(
     (3, 3), np.uint8
@@ -261,7 +266,7 @@ def _columns(source: TrackedSource, *, finished: SourceVideo | None) -> list[Col
     height, width = source.reference.shape[:2]
     before, after = source_width / source_height, width / height
     columns = [
-        Column(label="driving video", aspect=before, picture=lambda view, _, __: _known(view.picture)),
+        Column(label="driving video", aspect=before, picture=lambda view, _, tall: _seen(view, source, tall)),
         Column(label="tracked", aspect=before, picture=lambda view, _, tall: _tracked(view, source, tall)),
         Column(label="pose", aspect=after, picture=lambda view, _, __: view.pose),
         Column(label="face", aspect=1.0, picture=lambda view, _, __: _face(view)),
@@ -284,6 +289,44 @@ def _face(view: FrameView) -> np.ndarray:
     font = ImageFont.load_default(blank.width // 12)
     ImageDraw.Draw(blank).text((centre, centre), "no face", font=font, fill=FAINT_INK, anchor="mm")
     return np.asarray(blank)
+
+
+def _seen(view: FrameView, source: TrackedSource, tile_height: int) -> np.ndarray:
+    return marked_people(_known(view.picture), source.tracks, view.number, tile_height=tile_height)
+
+
+def marked_people(picture: np.ndarray, tracks: Tracks, number: int, *, tile_height: int) -> np.ndarray:
+    """A driving frame (H, W, 3) for a tile, (h, w, 3) uint8 RGB: of several people, shows who is followed.
+
+    The subject gets a frame, the others lose their colours; a picture of one person stays as it is.
+    """
+    if tracks.others.shape[1] == 0:
+        return picture
+    scale = min(OVERSAMPLING * tile_height, len(picture)) / len(picture)
+    height, width = round(len(picture) * scale), round(picture.shape[1] * scale)
+    marked = _resized(picture, width=width, height=height).copy()
+    grey = cv2.cvtColor(marked, cv2.COLOR_RGB2GRAY)
+    grey = cv2.cvtColor(cv2.convertScaleAbs(grey, alpha=OTHERS_DIMMED), cv2.COLOR_GRAY2RGB)
+    left_alone = np.zeros((height, width), bool)
+    for box in tracks.others[number]:
+        if np.isfinite(box).all():
+            left_alone[_area(box * scale, height=height, width=width)] = True
+    subject = tracks.boxes[number] * scale
+    if not np.isfinite(subject).all():
+        return np.where(left_alone[..., None], grey, marked)
+    rows, columns = _area(subject, height=height, width=width)
+    left_alone[rows, columns] = False
+    marked = np.where(left_alone[..., None], grey, marked)
+    corners = (columns.start, rows.start), (columns.stop - 1, rows.stop - 1)
+    return cv2.rectangle(marked, *corners, SUBJECT_FRAME, thickness=OVERSAMPLING)
+
+
+def _area(box: np.ndarray, *, height: int, width: int) -> tuple[slice, slice]:
+    """Rows and columns of a picture that a person's box (4,) covers, with a margin."""
+    x0, y0, x1, y1 = box.tolist()
+    margin = BOX_MARGIN * max(x1 - x0, y1 - y0)
+    rows = slice(max(round(y0 - margin), 0), min(round(y1 + margin), height))
+    return rows, slice(max(round(x0 - margin), 0), min(round(x1 + margin), width))
 
 
 def _tracked(view: FrameView, source: TrackedSource, tile_height: int) -> np.ndarray:

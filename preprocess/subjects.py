@@ -47,6 +47,7 @@ class SubjectTrack:
     looks: np.ndarray  # (N, L) float32: how the person of that shot looks
     others: tuple[Identity, ...]  # everybody else of importance, so as not to be taken for the person
     sure: np.ndarray  # (N,) bool: detected so clearly that no face or hand is needed to prove the person
+    bystanders: np.ndarray  # (N, P, 4) float32: boxes of those surely people who could be meant, or NaN
     newcomers: tuple[int, ...] = ()  # numbers of the shots in which another person had to be taken
 
     @property
@@ -58,18 +59,26 @@ class SubjectTrack:
         """Whether a pose (133, 3) estimated in a frame's region is the person, not somebody else or a thing.
 
         Where the person was found, it must lie there rather than on another one. Elsewhere nobody
-        known may be, and it must look like the person: a network that is shown a chair finds a person
-        in it.
+        known may be, and it must look like the person, and more so than like anybody whom it touches: a
+        network that is shown a chair finds a person in it, and one that is shown two people, a mixture.
         """
         box = pose_box(pose)
-        theirs = [one.boxes[one.frames == frame] for one in self.others]
-        rival = max((float(box_overlap(box, boxes[0])) for boxes in theirs if len(boxes)), default=0.0)
+        rivals = [
+            (one, float(box_overlap(box, one.boxes[at[0]])))
+            for one in self.others
+            if len(at := np.flatnonzero(one.frames == frame))
+        ]
+        rival = max((overlap for _, overlap in rivals), default=0.0)
         if self.seen[frame]:
             return rival <= max(DOUBLE_OVERLAP, float(box_overlap(box, self.boxes[frame])))
         if rival > DOUBLE_OVERLAP or (len(looks) and not np.isfinite(looks - self.looks[frame]).any()):
             return False
         near = self.seen[max(frame - SHORT_GAP, 0) : frame + SHORT_GAP + 1].any()
-        return float(looks_cost(looks, self.looks[frame])) <= (SAME_LOOKS_AT_ONCE if near else SAME_LOOKS)
+        limits = [
+            float(looks_cost(looks, one.looks)) for one, overlap in rivals if overlap > 0 and len(looks)
+        ]
+        limit = min([SAME_LOOKS_AT_ONCE if near else SAME_LOOKS, *limits])
+        return float(looks_cost(looks, self.looks[frame])) <= limit
 
     def without_chairs(self, poses: np.ndarray, present: np.ndarray, shots: np.ndarray) -> np.ndarray:
         """`present` (N,) without the shots in which the person is neither sure nor shows a face or a hand.
@@ -129,7 +138,12 @@ def follow(
                 parts.append(part)
                 newcomers.append(int(shot))
     others = tuple(one for one in identities if not any(_is_double(one, part) for part in parts))
-    return _track(parts, shots, half=half, others=others, newcomers=tuple(newcomers))
+    bystanders = [
+        one
+        for one in serious_people(identities)
+        if one.strength >= SURE and any(one is other for other in others)
+    ]
+    return _track(parts, shots, half=half, others=others, bystanders=bystanders, newcomers=tuple(newcomers))
 
 
 def choose(identities: Sequence[Identity], *, subject: Subject, width: int) -> Identity | None:
@@ -139,6 +153,17 @@ def choose(identities: Sequence[Identity], *, subject: Subject, width: int) -> I
     or nearest to the picture's middle, on average over the frames in which several people are seen.
     Passers-by do not count.
     """
+    serious = serious_people(identities)
+    if not serious or subject == "largest":
+        return serious[0] if serious else None
+    frames, counts = np.unique(np.concatenate([one.frames for one in serious]), return_counts=True)
+    middles = np.array([_middle(one, frames[counts > 1]) for one in serious])
+    distance = {"leftmost": middles, "rightmost": -middles, "center": np.abs(middles - width / 2)}[subject]
+    return serious[int(np.argmin(distance))]
+
+
+def serious_people(identities: Sequence[Identity]) -> list[Identity]:
+    """Those who can be meant, the heaviest first: no passers-by, and nobody twice."""
     ranked = sorted(identities, key=lambda one: -one.weight)
     serious: list[Identity] = []
     for one in ranked:
@@ -147,12 +172,7 @@ def choose(identities: Sequence[Identity], *, subject: Subject, width: int) -> I
         known = any(_is_double(one, other) or _is_part(one, other) for other in serious)
         if one.weight >= MIN_WEIGHT * ranked[0].weight and not known:
             serious.append(one)
-    if not serious or subject == "largest":
-        return serious[0] if serious else None
-    frames, counts = np.unique(np.concatenate([one.frames for one in serious]), return_counts=True)
-    middles = np.array([_middle(one, frames[counts > 1]) for one in serious])
-    distance = {"leftmost": middles, "rightmost": -middles, "center": np.abs(middles - width / 2)}[subject]
-    return serious[int(np.argmin(distance))]
+    return serious
 
 
 def _choose_within(
@@ -202,6 +222,7 @@ def _track(
     *,
     half: int,
     others: tuple[Identity, ...],
+    bystanders: Sequence[Identity],
     newcomers: tuple[int, ...],
 ) -> SubjectTrack:
     count = len(shots)
@@ -223,5 +244,15 @@ def _track(
         looks=looks,
         others=others,
         sure=sure,
+        bystanders=_bystanders(bystanders, boxes),
         newcomers=newcomers,
     )
+
+
+def _bystanders(people: Sequence[Identity], subject: np.ndarray) -> np.ndarray:
+    """Boxes (N, P, 4) of people, NaN where one is not found, or is the person of the boxes (N, 4) there."""
+    boxes = np.full((len(subject), len(people), 4), np.nan, np.float32)
+    for place, one in enumerate(people):
+        boxes[one.frames, place] = one.boxes
+    boxes[box_overlap(boxes, subject[:, None]) > DOUBLE_OVERLAP] = np.nan
+    return boxes

@@ -22,7 +22,7 @@ from .tracks import Tracks
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # raise it when what pass 1 computes changes, so that older tracks are not found
+FORMAT = 2  # raise it when what pass 1 computes changes, so that older tracks are not found
 KEPT_BYTES = 256 * 2**20  # the folder is brought down to this, oldest first
 CHUNK_BYTES = 2**20
 
@@ -98,6 +98,8 @@ def _packed(tracks: Tracks) -> dict[str, np.ndarray]:
         "frame_size": np.array(tracks.frame_size),
         "poses": tracks.poses,
         "face_boxes": tracks.face_boxes,
+        "boxes": tracks.boxes,
+        "others": tracks.others,
         "warnings": np.array(json.dumps(tracks.warnings)),
     }
     if tracks.masks is not None:
@@ -120,6 +122,8 @@ def _unpacked(data: np.lib.npyio.NpzFile) -> Tracks:
         frame_size=(height, width),
         poses=data["poses"],
         face_boxes=data["face_boxes"],
+        boxes=data["boxes"],
+        others=data["others"],
         masks=masks,
         warnings=tuple(json.loads(str(data["warnings"]))),
     )

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 from wan_animate.preprocess.embedded.backend import EmbeddedBackend
 from wan_animate.preprocess.keypoints import NUM_KEYPOINTS
+from wan_animate.preprocess.subjects import pose_box
+from wan_animate.preprocess.tracks import Tracks
 from wan_animate.wan.media.decode import open_video
 from wan_animate.wan.media.still import load_image
 
@@ -62,3 +64,14 @@ def standing(x: float, y: float, *, size: float = 100.0, score: float = 0.9) -> 
     for joint, (across, down) in joints.items():
         pose[joint] = (x + across * size, y + down * size, score)
     return pose
+
+
+def lone_tracks(*, frame_size: tuple[int, int], poses: np.ndarray, face_boxes: np.ndarray) -> Tracks:
+    """Tracks of somebody beside whom nobody is."""
+    return Tracks(
+        frame_size=frame_size,
+        poses=poses,
+        face_boxes=face_boxes,
+        boxes=np.array([pose_box(pose) for pose in poses], np.float32),
+        others=np.zeros((len(poses), 0, 4), np.float32),
+    )

@@ -374,8 +374,8 @@ def test_waiting_for_conditions_can_be_cancelled(models):
 def test_a_last_clip_cut_to_what_is_needed_would_be_another_video(models, monkeypatch):
     """Why the last clip is made in full: every frame attends to all others, real or not.
 
-    The same noise, as far as it goes. Here the means differ by half a grey level and single pixels by more than
-    ten; on the recorded pipelines by 0.9 to 2.6 and up to 26.
+    The same noise, as far as it goes. Here the means differ by half a grey level and single pixels by more
+    than ten; on the recorded pipelines by 0.9 to 2.6 and up to 26.
     """
     source, sampling = NoiseSource(num_frames=24), replace(SHORT, clip_len=21, steps=4)
 

@@ -9,12 +9,23 @@ from pathlib import Path
 
 import av
 import pytest
+from PIL import Image
 from wan_animate import App, AppInput, AppOutput, AppSetup, PreviewInput, PreviewOutput
+from wan_animate.inference import _request
 from wan_animate.preprocess.track_cache import TrackCache
 from wan_animate.wan.media.probe import probe_video
 from wan_animate.wan.media.still import load_image
-from wan_animate.wan.runtime.errors import Cancelled, InvalidInput, NotAvailableYet, NoUsableGpu, SetupFailed
+from wan_animate.wan.runtime.errors import (
+    Cancelled,
+    InvalidInput,
+    NoPersonFound,
+    NotAvailableYet,
+    NoUsableGpu,
+    SetupFailed,
+)
 from wan_animate.wan.runtime.job import STAGES
+
+from .people import wallpaper
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SMALL = {
@@ -49,8 +60,12 @@ async def drive(app: App, **options) -> list[AppOutput]:
 
 
 def frames_of(output: AppOutput) -> str:
+    return digest_of(Path(output.output_video.path))
+
+
+def digest_of(video: Path) -> str:
     digest = hashlib.blake2b()
-    with av.open(str(output.output_video.path)) as container:
+    with av.open(video) as container:
         for frame in container.decode(video=0):
             digest.update(frame.to_ndarray().tobytes())
     return digest.hexdigest()
@@ -220,6 +235,75 @@ async def test_run_can_return_the_preview_with_the_result_beside_it(app: App):
     with_result, alone = (probe_video(Path(one.preview_video.path)) for one in (output, without))
     assert with_result.num_frames == alone.num_frames == 9
     assert with_result.height < alone.height  # one more column in the same width
+
+
+async def test_turbo_is_another_video_in_four_steps_and_leaves_no_trace(app: App, uncancelled: AppOutput):
+    options = AppInput.model_validate(SMALL | {"turbo": True, "sampling_steps": 20})
+    sampling = _request(options, seed=7).sampling
+    assert (sampling.steps, sampling.solver, sampling.shift, sampling.guidance) == (4, "euler", 5.0, 1.0)
+    turbo = (await drive(app, turbo=True, sampling_steps=20))[-1]
+    assert turbo.warnings[0] == (
+        "turbo: its preset (4 steps of euler at shift 5) stands for the default of "
+        "sampling_steps, sample_solver, shift"
+    )
+    assert frames_of(turbo) != frames_of((await drive(app, sampling_steps=4))[-1])
+    assert frames_of((await drive(app))[-1]) == frames_of(uncancelled)
+
+
+async def test_turbo_keeps_sampling_fields_that_were_set(app: App):
+    changes = {"turbo": True, "sampling_steps": 2, "sample_solver": "unipc", "guide_scale": 2}
+    sampling = _request(AppInput.model_validate(SMALL | changes), seed=7).sampling
+    assert (sampling.steps, sampling.solver, sampling.shift, sampling.guidance) == (2, "unipc", 5.0, 2.0)
+    output = (await drive(app, **changes))[-1]
+    assert output.warnings[0] == (
+        "turbo: its preset (4 steps of euler at shift 5) stands for the default of shift; "
+        "kept as asked: sampling_steps 2, sample_solver unipc"
+    )
+
+
+async def test_relighting_is_on_in_replacement_unless_it_is_switched_off(app: App):
+    default, on, off = [
+        (await drive(app, mode="replacement", relight=relight))[-1] for relight in (None, True, False)
+    ]
+    assert frames_of(default) == frames_of(on) != frames_of(off)
+
+
+async def test_retargeting_moves_the_skeleton_and_nothing_else(app: App, tmp_path: Path):
+    forget_tracks(app, tmp_path)
+    studio, app._studio = app._studio, replace(app._studio, keep_intermediates=True)
+    try:
+        plain, moved = (await look(app))[-1], (await look(app, retarget_flag=True))[-1]
+    finally:
+        app._studio = studio
+    assert "people" not in moved.timings  # what is kept of the video is not retargeted
+    kept = [Path(output.preview_video.path).parent / "intermediates" for output in (plain, moved)]
+    poses, faces = ([digest_of(folder / f"src_{name}.mp4") for folder in kept] for name in ("pose", "face"))
+    assert poses[0] != poses[1]
+    assert faces[0] == faces[1]
+
+
+async def test_a_retargeted_run_is_another_video(app: App, uncancelled: AppOutput):
+    output = (await drive(app, retarget_flag=True))[-1]
+    assert "retarget" in output.timings
+    assert frames_of(output) != frames_of(uncancelled)
+
+
+async def test_what_retargeting_lacks_is_told_before_the_video_is_looked_at(
+    app: App, tmp_path: Path, monkeypatch
+):
+    forget_tracks(app, tmp_path)
+    empty = tmp_path / "room.png"
+    Image.fromarray(wallpaper()).save(empty)
+    monkeypatch.setattr("wan_animate.preprocess.full.flux.usable_gpu", lambda: None)
+    for options, error, said in (
+        ({"reference_image": str(empty)}, NoPersonFound, "room.png"),
+        ({"use_flux": True}, NoUsableGpu, "use_flux needs a CUDA GPU"),
+    ):
+        snapshots = []
+        with pytest.raises(error, match=said):
+            async for snapshot in app.run(AppInput.model_validate(SMALL | {"retarget_flag": True} | options)):
+                snapshots.append(snapshot)
+        assert {snapshot.stage.split()[0] for snapshot in snapshots} <= {"probe"}
 
 
 async def test_sound_can_be_left_out(app: App):

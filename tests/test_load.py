@@ -16,7 +16,6 @@ from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save_file
 from transformers import ByT5Tokenizer
 from wan_animate.wan.model import names
-from wan_animate.wan.model.device import usable_gpu
 from wan_animate.wan.model.load import (
     INDEX,
     LoadProgress,
@@ -28,6 +27,7 @@ from wan_animate.wan.model.load import (
     require_gpu,
 )
 from wan_animate.wan.model.transformer import AnimateTransformer
+from wan_animate.wan.runtime.device import usable_gpu
 from wan_animate.wan.runtime.errors import Cancelled, ModelFilesBroken, NotAvailableYet, NoUsableGpu
 from wan_animate.wan.runtime.weights import REGISTRY
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from wan_animate.preprocess.backends import Backend, Estimate, People, build_backend
+from wan_animate.preprocess.backends import NOBODY_KNOWS, Backend, Estimate, People, build_backend
 from wan_animate.preprocess.embedded.backend import EmbeddedBackend
 from wan_animate.preprocess.keypoints import (
     FACE,
@@ -22,6 +22,7 @@ from wan_animate.preprocess.looks import LOOKS
 from wan_animate.preprocess.preprocessor import (
     Preprocessor,
     absence_warnings,
+    crowd_warnings,
     face_warnings,
     newcomer_warnings,
 )
@@ -164,6 +165,15 @@ def test_of_two_people_the_asked_one_is_followed(tmp_path, subject: str, x: int)
     pair[60:, 370:626] = cv2.resize(officer(), (256, 300), interpolation=cv2.INTER_AREA)
     tracks = tracks_of(filmed(tmp_path / "pair.mp4", [pair] * 6), subject=subject)
     assert np.abs(tracks.poses[:, NOSE, 0] - x).max() < 60
+    assert tracks.warnings == (
+        f"2 people were seen: the {subject} person is followed; choose another with subject",
+    )
+    assert (tracks.boxes[:, 0] < x).all()
+    assert (tracks.boxes[:, 2] > x).all()
+    assert tracks.others.shape == (6, 1, 4)
+    assert (
+        np.sign(tracks.others[:, 0, [0, 2]].mean(axis=1) - x) == (1 if subject == "leftmost" else -1)
+    ).all()
 
 
 def test_somebody_who_comes_later_stands_there_from_the_beginning_and_it_is_said(tmp_path):
@@ -237,6 +247,7 @@ class Made:
                 scores=np.array([0.9, 0.4], np.float32),
                 regions=np.array([[30, 30, 0, -30], [50, 30, 0, -10]], np.float32),
                 looks=np.zeros((2, LOOKS), np.float32),
+                numbers=np.full(2, NOBODY_KNOWS),
             )
 
     def estimate_poses(
@@ -319,6 +330,23 @@ def test_another_person_in_another_shot_in_words():
     assert "the most central person there is followed" in sentence
     present[5:10] = False
     assert newcomer_warnings([1], "center", present, shots) == []
+
+
+@pytest.mark.parametrize(
+    ("subject", "words"),
+    [("largest", "the largest person"), ("center", "the most central person")],
+)
+def test_several_people_in_words(subject: str, words: str):
+    boxes = np.zeros((100, 4), np.float32)
+    others = np.full((100, 3, 4), np.nan, np.float32)
+    assert crowd_warnings(boxes, others[:, :0], subject) == []
+    others[20:23, 0] = others[30:60, 1] = 0.0
+    expected = [f"2 people were seen: {words} is followed; choose another with subject"]
+    assert crowd_warnings(boxes, others, subject) == expected
+    others[60:90, 2] = 0.0  # who comes when another one leaves may be the same
+    assert crowd_warnings(boxes, others, subject) == expected
+    others[40:80, 0] = 0.0
+    assert crowd_warnings(boxes, others, subject)[0].startswith("3 people were seen:")
 
 
 def test_backends_are_chosen_by_name(tmp_path):

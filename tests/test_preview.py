@@ -1,6 +1,7 @@
 """The preview shows each frame's conditions beside its source, at a bounded size, and stops when asked."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -12,11 +13,18 @@ import pytest
 from wan_animate.preprocess.clip_source import AnimationSource, ReplacementSource, TrackedSource
 from wan_animate.preprocess.keypoints import NUM_KEYPOINTS
 from wan_animate.preprocess.packed import PackedMasks
-from wan_animate.preprocess.preview import contact_sheet, plan_layout, write_contact_sheet, write_preview
-from wan_animate.preprocess.tracks import Tracks
+from wan_animate.preprocess.preview import (
+    contact_sheet,
+    marked_people,
+    plan_layout,
+    write_contact_sheet,
+    write_preview,
+)
 from wan_animate.wan.media.decode import open_video
 from wan_animate.wan.runtime.errors import Cancelled
 from wan_animate.wan.runtime.job import Job
+
+from .people import lone_tracks
 
 FRAMES = 10
 SIZE = (96, 160)  # H, W of the driving video
@@ -51,7 +59,7 @@ def make(driving: Path) -> Callable[[str], TrackedSource]:
     generator = np.random.default_rng(1)
     poses = generator.uniform((30, 10, 0.6), (120, 90, 1), (FRAMES, NUM_KEYPOINTS, 3)).astype(np.float32)
     boxes = np.tile(np.array([60, 10, 100, 50], np.float32), (FRAMES, 1))
-    tracks = Tracks(frame_size=SIZE, poses=poses, face_boxes=boxes)
+    tracks = lone_tracks(frame_size=SIZE, poses=poses, face_boxes=boxes)
     reference = np.zeros((*OUTPUT, 3), np.uint8)
     mask = np.zeros(SIZE, bool)
     mask[20:80, 60:100] = True
@@ -119,7 +127,7 @@ def test_contact_sheet_has_a_row_a_frame_and_a_column_a_kind(make, finished, mod
 
 def test_a_frame_without_a_face_says_so(make):
     source = make("animation")
-    faceless = Tracks(
+    faceless = lone_tracks(
         frame_size=SIZE, poses=source.tracks.poses, face_boxes=np.full_like(source.tracks.face_boxes, np.nan)
     )
     sheet = contact_sheet(AnimationSource(source.video, faceless, source.reference), rows=1)
@@ -128,6 +136,25 @@ def test_a_frame_without_a_face_says_so(make):
     ][3]
     tile = sheet[box.y : box.y + box.height, box.x : box.x + box.width]
     assert 0.001 < (tile.max(axis=2) > 60).mean() < 0.1
+
+
+def test_among_several_people_one_is_framed_and_the_others_are_grey():
+    """The subject's box covers half of the other's: the rest of that loses its colour, nothing else does."""
+    poses = np.zeros((FRAMES, NUM_KEYPOINTS, 3), np.float32)
+    alone = lone_tracks(frame_size=SIZE, poses=poses, face_boxes=np.full((FRAMES, 4), np.nan, np.float32))
+    subject, other = (np.array(box, np.float32) for box in ((20, 20, 80, 80), (50, 20, 110, 80)))
+    tracks = replace(alone, boxes=np.tile(subject, (FRAMES, 1)), others=np.tile(other, (FRAMES, 1, 1)))
+    red = np.zeros((*SIZE, 3), np.uint8) + np.array((200, 40, 40), np.uint8)
+    marked = marked_people(red, tracks, 0, tile_height=SIZE[0])
+    assert (marked[50, 30] == red[50, 30]).all()  # the subject
+    assert (marked[50, 70] == red[50, 70]).all()  # both
+    assert np.ptp(marked[50, 100]) == 0  # the other
+    assert marked[50, 100].max() < red[50, 100].mean()
+    assert (marked[50, 150] == red[50, 150]).all()  # nobody
+    frame = np.flatnonzero((marked[50] != red[50]).any(axis=1))
+    assert frame[0] in range(8, 21)  # a line around the subject, a little outside the box
+    nobody = replace(tracks, boxes=np.full((FRAMES, 4), np.nan, np.float32), others=alone.others)
+    assert (marked_people(red, nobody, 0, tile_height=SIZE[0]) == red).all()
 
 
 def test_short_videos_give_fewer_rows(make):

@@ -82,8 +82,8 @@ def test_a_transformer_stays_streamed_and_the_host_must_hold_it():
 
 def test_running_out_in_the_middle_names_what_needs_less():
     assert after_running_out(card(79), HUGE) == (
-        "the memory of a 79 GB card ran out in a clip of 77 frames at 1920×1088: clip_len 49 at 1920×1088 needs "
-        "less and would fit"
+        "the memory of a 79 GB card ran out in a clip of 77 frames at 1920×1088: clip_len 49 at 1920×1088 "
+        "needs less and would fit"
     )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from wan_animate.preprocess.backends import People
+from wan_animate.preprocess.backends import NOBODY_KNOWS, People
 from wan_animate.preprocess.keypoints import LEFT_HAND
 from wan_animate.preprocess.looks import LOOKS, body_colours, looks_cost, mean_looks
 from wan_animate.preprocess.subjects import SubjectTrack, box_overlap, follow, pose_box
@@ -27,6 +27,7 @@ class Actor:
     size: float = 200.0
     score: float = 0.9
     head_down: bool = False
+    number: Callable[[int], int] = lambda _: NOBODY_KNOWS  # what a tracker says
 
 
 def still(x: float, y: float = 300) -> Callable[[int], tuple[float, float]]:
@@ -65,6 +66,7 @@ def _seen(frame: int, actors: Sequence[Actor], rng: np.random.Generator) -> Peop
         scores=np.array(scores, np.float32),
         regions=regions.astype(np.float32),
         looks=np.array(looks, np.float32).reshape(len(here), LOOKS),
+        numbers=np.array([actor.number(frame) for actor, _ in here], np.int64),
     )
 
 
@@ -184,6 +186,71 @@ def test_one_who_is_hidden_while_crossing_is_found_again_by_looks():
     assert red.boxes[-1, [0, 2]].mean() == pytest.approx(800, abs=5)
 
 
+def near(x: float, direction: int) -> Callable[[int], tuple[float, float] | None]:
+    """Runs up to x from one side and back, unseen for three frames while there."""
+    return except_in(lambda frame: (x - direction * (15 * abs(frame - 20) + 5), 300.0), range(19, 22))
+
+
+@pytest.mark.parametrize(("known", "turned_back"), [(True, True), (False, False)])
+def test_a_tracker_tells_who_is_who_where_looks_cannot(known: bool, turned_back: bool):
+    """Two who look alike run up to each other: all appearances say they pass, the tracker saw them turn."""
+    one, two = (1, 2) if known else (NOBODY_KNOWS, NOBODY_KNOWS)
+    people = scene(
+        40,
+        Actor(at=near(480, 1), looks=RED, size=201, number=lambda _: one),
+        Actor(at=near(480, -1), looks=RED, size=200, number=lambda _: two),
+    )
+    first, *_, last = followed(people).regions[:, 0]
+    assert ((first < 480) == (last < 480)) == turned_back
+
+
+def test_a_tracker_that_mixes_two_people_up_does_not_mislead():
+    people = scene(
+        60,
+        Actor(at=walk(100, 800, 60), looks=RED, size=201, number=lambda frame: 1 if frame < 29 else 2),
+        Actor(at=walk(800, 100, 60), looks=BLUE, number=lambda frame: 2 if frame < 29 else 1),
+    )
+    assert np.abs(followed(people).regions[:, 0] - np.linspace(100, 800, 60)).max() < 20
+
+
+def test_a_tracker_holds_on_to_somebody_who_turns_around():
+    """Lost for a second, and of another colour from behind: only a tracker knows that this is one person."""
+    for number, whole in ((7, True), (NOBODY_KNOWS, False)):
+        front = Actor(at=except_in(still(300), range(30, 90)), looks=RED, number=lambda _, n=number: n)
+        back = Actor(at=except_in(still(310), range(60)), looks=RED + 12, number=lambda _, n=number: n)
+        assert followed(scene(90, front, back)).seen[[0, -1]].tolist() == [True, whole]
+
+
+def test_a_good_link_is_not_torn_for_two_bad_ones():
+    """A weak double comes and goes beside the person; later a hand, far from the double, is taken for one."""
+    person = Actor(at=still(400), looks=RED, size=400)
+    double = Actor(at=except_in(still(430), [*range(10), *range(12, 40)]), looks=RED, size=260, score=0.4)
+    hand = Actor(at=except_in(still(330), [*range(14), *range(15, 40)]), looks=RED + 3, size=130, score=0.6)
+    track = followed(scene(40, person, double, hand))
+    assert track.seen.all()
+    assert np.abs(track.regions[:, 3] + 200).max() < 10
+
+
+def test_somebody_half_hidden_shrinks_for_a_while_and_is_the_same():
+    """Where the other one is about to cover the rest, only the head is found, much smaller."""
+    whole = Actor(at=except_in(walk(100, 800, 60), range(26, 36)), looks=RED, size=240)
+    people = scene(60, whole, Actor(at=walk(800, 100, 60), looks=BLUE))
+    for frame in (26, 27):
+        found = people[frame]
+        assert found is not None
+        half = scene(60, Actor(at=walk(100, 800, 60), looks=RED, size=90))[frame]
+        assert half is not None
+        people[frame] = People(
+            **{
+                name: np.concatenate([getattr(found, name), getattr(half, name)])
+                for name in ("boxes", "scores", "regions", "looks", "numbers")
+            }
+        )
+    track = followed(people)
+    assert track.seen[[0, 26, 36, 59]].all()
+    assert np.abs(track.regions[:, 0] - np.linspace(100, 800, 60)).max() < 20
+
+
 def test_a_gap_is_crossed_in_a_straight_line():
     away = range(20, 40)
     people = scene(60, Actor(at=except_in(walk(100, 300, 60), away), looks=RED))
@@ -268,6 +335,19 @@ def test_a_pose_on_somebody_else_is_not_the_subject():
     assert not track.is_subject(30, there, RED)
     assert not track.is_subject(30, here, BLUE)  # a thing
     assert not track.is_subject(30, here, np.full(LOOKS, np.nan))
+
+
+def test_a_mixture_of_the_subject_and_somebody_beside_it_is_not_the_subject():
+    people = scene(
+        60,
+        Actor(at=except_in(still(200), range(25, 35)), looks=RED),
+        Actor(at=still(260), looks=ROSE, size=220),
+    )
+    track = followed(people, subject="leftmost")
+    between, mixture = standing(215, 300, size=200), 0.4 * RED + 0.6 * ROSE
+    assert not track.is_subject(30, between, mixture)
+    assert track.is_subject(30, between, 0.6 * RED + 0.4 * ROSE)
+    assert track.is_subject(30, standing(120, 300, size=200), mixture)  # touches nobody
 
 
 def test_lone_matches_in_a_long_absence_are_chance():

@@ -21,6 +21,8 @@ def make_tracks(*, masks: bool) -> Tracks:
         frame_size=(20, 30),
         poses=rng.random((3, NUM_KEYPOINTS, 3), np.float32),
         face_boxes=np.full((3, 4), np.nan, np.float32),
+        boxes=rng.random((3, 4), np.float32),
+        others=rng.random((3, 2, 4), np.float32),
         masks=silhouettes,
         warnings=("no face was found", "frames 1–2 …"),
     )
@@ -41,6 +43,8 @@ def test_what_is_saved_is_loaded(tmp_path: Path, masks: bool):
     assert loaded is not None
     np.testing.assert_array_equal(loaded.poses, tracks.poses)
     np.testing.assert_array_equal(loaded.face_boxes, tracks.face_boxes)
+    np.testing.assert_array_equal(loaded.boxes, tracks.boxes)
+    np.testing.assert_array_equal(loaded.others, tracks.others)
     assert (loaded.frame_size, loaded.warnings) == (tracks.frame_size, tracks.warnings)
     if tracks.masks is None:
         assert loaded.masks is None

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -10,13 +11,13 @@ import numpy as np
 
 from ...wan.runtime.errors import NoPersonFound
 from ..backends import Estimate, People
-from ..subjects import follow
+from ..subjects import SubjectTrack, follow
 from .blazepose import BlazePose
-from .masks import Segmentation, steady_masks
+from .masks import claimed, nobody, steady_masks
 from .models import REQUIREMENT, ensure_models
 from .runner import WorkerPool
 
-VERSION: Final = 1  # raise it when results change
+VERSION: Final = 2  # raise it when results change
 MAX_WORKERS: Final = 8  # each holds about 60 MB of networks; decoding is the limit beyond
 
 
@@ -37,6 +38,9 @@ class EmbeddedBackend:
         """The models and this code's version."""
         return ("embedded", REQUIREMENT, f"version {VERSION}")
 
+    def release(self) -> None:
+        """Nothing: these networks are small and use no GPU."""
+
     def find_people(self, frames: Iterable[np.ndarray]) -> Generator[People, None, None]:
         """Everybody in each frame, (H, W, 3) uint8 RGB, in the frames' order; close it to stop early."""
         return self._pool.in_order(BlazePose.find, frames)
@@ -47,17 +51,26 @@ class EmbeddedBackend:
         """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
         return self._pool.in_order(_estimate, frames)
 
-    @property
-    def has_masks(self) -> bool:
-        """The landmark network brings them along."""
-        return True
-
     def track_masks(
-        self, frames: Iterable[np.ndarray], *, regions: np.ndarray, poses: np.ndarray, shots: np.ndarray
+        self,
+        frames: Iterable[np.ndarray],
+        *,
+        track: SubjectTrack,
+        poses: np.ndarray,  # noqa: ARG002 - the verb's signature; the network looks for itself
+        present: np.ndarray,
+        shots: np.ndarray,
     ) -> Generator[np.ndarray, None, None]:
         """One person's silhouette a frame, (H, W) uint8 of 0 and 1, in order; close it to stop early."""
-        with closing(self._pool.in_order(_segment, zip(frames, regions, strict=True))) as segmentations:
-            yield from steady_masks(segmentations, poses=poses, shots=shots)
+        first = next(entries := iter(frames), None)
+        if first is None:
+            return
+        looks = (
+            (frame, _near(track, index) if present[index] else [])
+            for index, frame in enumerate(chain([first], entries))
+        )
+        size = (first.shape[0], first.shape[1])
+        with closing(self._pool.in_order(_segment, looks)) as logits:
+            yield from steady_masks(logits, shots=shots, frame_size=size)
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
         """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32.
@@ -77,8 +90,23 @@ class EmbeddedBackend:
         )
 
 
-def _segment(worker: BlazePose, item: tuple[np.ndarray, np.ndarray]) -> Segmentation:
-    return worker.segment(*item)
+def _near(track: SubjectTrack, frame: int) -> list[np.ndarray]:
+    """The person's region (4,), then those of everybody who may be in the same crop."""
+    own = track.regions[frame]
+    # Only where they were really found: in a region between two others the network finds either.
+    others = [region for one in track.others for region in one.regions[one.frames == frame]]
+    reach = np.hypot(*own[2:])
+    near = [one for one in others if np.hypot(*(one[:2] - own[:2])) < reach + np.hypot(*one[2:])]
+    return [own, *near]
+
+
+def _segment(worker: BlazePose, item: tuple[np.ndarray, list[np.ndarray]]) -> np.ndarray:
+    """Logits (h, w) of the first region's person; nobody's where there are no regions."""
+    frame, regions = item
+    if not regions:
+        return nobody((frame.shape[0], frame.shape[1]))
+    own, *rivals = (worker.segment(frame, region) for region in regions)
+    return claimed(own, rivals)
 
 
 def _estimate(worker: BlazePose, item: tuple[np.ndarray, np.ndarray]) -> Estimate:

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from ..backends import Estimate, People
+from ..backends import NOBODY_KNOWS, Estimate, People
 from ..looks import LOOKS, body_colours
 from .crops import Square, up_angle
 from .masks import Segmentation
@@ -85,9 +85,11 @@ class BlazePose:
     def find(self, frame: np.ndarray) -> People:
         """Everybody in a picture (H, W, 3) uint8 RGB whom the landmark network confirms."""
         found = self._detected(frame)
-        if not any(score >= SURE for _, score in found):
-            found += self._guessed(frame)
         bodies = without_doubles(found)
+        if not any(score >= SURE for _, score in found):
+            # Whom the detector sees, it places better than a guess does, however sure that is.
+            guesses = self._guessed(frame)
+            bodies += [guess for guess in guesses if not any(same_body(guess[0], body) for body, _ in bodies)]
         size = (frame.shape[0], frame.shape[1])
         poses = [
             whole_body(body, face=None, left_hand=None, right_hand=None, frame_size=size)
@@ -98,6 +100,7 @@ class BlazePose:
             scores=np.array([score for _, score in bodies], np.float32),
             regions=_rows([body.region for body, _ in bodies], 4),
             looks=_rows([body_colours(frame, pose) for pose in poses], LOOKS),
+            numbers=np.full(len(bodies), NOBODY_KNOWS),
         )
 
     def estimate(self, frame: np.ndarray, region: np.ndarray) -> Estimate:
@@ -178,23 +181,22 @@ class BlazePose:
 
     def body(self, frame: np.ndarray, region: np.ndarray) -> Body:
         """The body's points in a region (4,)."""
+        return self.segment(frame, region).body
+
+    def segment(self, frame: np.ndarray, region: np.ndarray) -> Segmentation:
+        """The body in a region (4,) of a picture (H, W, 3) uint8 RGB, and which pixels are its."""
         square = region_square(region)
-        landmarks, presence, _mask, heatmap, _world = self._body(square.take(frame, BODY_SIDE) / 255.0)
+        landmarks, presence, mask, heatmap, _world = self._body(square.take(frame, BODY_SIDE) / 255.0)
         landmarks = landmarks.reshape(-1, 5)  # x, y, z in crop pixels, logits of visibility and of presence
         points = square.to_picture(refine_by_heatmap(landmarks[:, :2], heatmap), BODY_SIDE)
-        return Body(
+        body = Body(
             points=points[:BODY_POINTS],
             visibility=sigmoid(landmarks[:BODY_POINTS, 3:].min(axis=1)),
             presence=float(presence[0]),
             region=np.concatenate([points[CENTRE], points[TOP] - points[CENTRE]]),
         )
-
-    def segment(self, frame: np.ndarray, region: np.ndarray) -> Segmentation:
-        """Which pixels of a picture (H, W, 3) uint8 RGB are the person's in a region (4,)."""
-        square = region_square(region)
-        _landmarks, _presence, mask, _heatmap, _world = self._body(square.take(frame, BODY_SIDE) / 255.0)
         height, width = frame.shape[:2]
-        return Segmentation(logits=mask[:, :, 0], square=square, frame_size=(height, width))
+        return Segmentation(logits=mask[:, :, 0], square=square, frame_size=(height, width), body=body)
 
     # --- faces and hands
 

@@ -1,1 +1,1 @@
-"""People and whole-body poses from the official checkpoint's two networks, on a GPU."""
+"""People, whole-body poses and masks, and a stance editor, on a GPU."""

@@ -1,16 +1,16 @@
-"""The full backend: both verbs of preprocessing by the official checkpoint's YOLOv10m and ViTPose-H."""
+"""The full backend: people by YOLOv10m and poses by ViTPose-H of the official checkpoint, masks by SAM2."""
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import torch
 
-from ...wan.runtime.errors import NoPersonFound, NotAvailableYet
-from ..backends import NO_MASKS, Estimate, People
+from ...wan.runtime.errors import NoPersonFound
+from ..backends import Estimate, People
 from ..keypoints import (
     BODY,
     LEFT_HIP,
@@ -22,8 +22,10 @@ from ..keypoints import (
     RIGHT_SHOULDER,
 )
 from ..looks import LOOKS, body_colours
-from ..subjects import follow
+from ..subjects import SubjectTrack, follow
 from .detector import Detections, IdentityTracker, PersonDetector
+from .mask_prompts import Guide
+from .sam2 import Sam2Tracker
 from .vitpose import VitPose
 
 VERSION: Final = 1  # raise it when results change
@@ -39,46 +41,46 @@ JOINTS_IN_BOX: Final = (
 BODY_IN_BOX: Final = 0.18
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TrackedPeople(People):
-    """People whom the detector's own tracker knows apart."""
-
-    identities: np.ndarray  # (M,) int64: the same number, the same person within a shot; −1 = not known
-
-
 class FullBackend:
-    """A `Backend` over two networks. Serves one thread at a time.
+    """A `Backend` over three networks. Serves one thread at a time.
 
     A region is the middle of a box and half its sides. The networks load when they are first used, and stay
     until `release`.
     """
 
-    def __init__(self, *, detector: Path, pose: Path, device: str) -> None:
-        """`detector`: yolov10m.onnx; `pose`: the ViTPose-H folder or file; `device`: "cpu" or "cuda[:N]"."""
+    def __init__(self, *, detector: Path, pose: Path, tracker: Callable[[], Path], device: str) -> None:
+        """`detector`: yolov10m.onnx; `pose`: the ViTPose-H folder or file; `device`: "cpu" or "cuda[:N]".
+
+        `tracker` is asked for SAM2's folder when masks are first wanted.
+        """
         self._detector_path = detector
         self._pose_path = pose
         self._device = device
         self._detector: PersonDetector | None = None
         self._pose: VitPose | None = None
+        self._tracker_files = tracker
+        self._tracker: Sam2Tracker | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
         """The models and this code's version."""
-        return ("full", self._detector_path.name, self._pose_path.name, f"version {VERSION}")
+        return ("full", self._detector_path.name, self._pose_path.name, "sam2", f"version {VERSION}")
 
     def load(self) -> None:
-        """Load both networks now. Raises ModelFilesBroken, SetupFailed."""
+        """Load the networks that every request needs. Raises ModelFilesBroken, SetupFailed."""
         if self._detector is None:
             self._detector = PersonDetector(self._detector_path, device=self._device)
         if self._pose is None:
             self._pose = VitPose(self._pose_path, device=self._device)
 
     def release(self) -> None:
-        """Free the memory of both networks; the next use loads them again."""
-        self._detector = self._pose = None
+        """Free the memory of all networks; the next use loads them again."""
+        self._detector = self._pose = self._tracker = None
+        if self._device != "cpu":
+            torch.cuda.empty_cache()  # torch keeps what it once had of the GPU
 
     def find_people(self, frames: Iterable[np.ndarray]) -> Generator[People, None, None]:
-        """Everybody in each frame, (H, W, 3) uint8 RGB, in order, as `TrackedPeople`; close to stop early."""
+        """Everybody in each frame, (H, W, 3) uint8 RGB, in order; close it to stop early."""
         if self._detector is None:
             self._detector = PersonDetector(self._detector_path, device=self._device)
         tracker = IdentityTracker()
@@ -101,21 +103,28 @@ class FullBackend:
                 looks = box_colours(frame, box_of(region))
                 yield Estimate(pose=pose, presence=presence_of(pose), looks=looks)
 
-    @property
-    def has_masks(self) -> bool:
-        """Masks will be SAM2's; this version has none."""
-        return False
-
     def track_masks(
         self,
-        frames: Iterable[np.ndarray],  # noqa: ARG002 - the verb's signature
+        frames: Iterable[np.ndarray],
         *,
-        regions: np.ndarray,  # noqa: ARG002
-        poses: np.ndarray,  # noqa: ARG002
-        shots: np.ndarray,  # noqa: ARG002
+        track: SubjectTrack,
+        poses: np.ndarray,
+        present: np.ndarray,
+        shots: np.ndarray,
     ) -> Generator[np.ndarray, None, None]:
-        """Raises NotAvailableYet."""
-        raise NotAvailableYet(NO_MASKS)
+        """One person's silhouette a frame, (H, W) uint8 of 0 and 1, in order; close it to stop early.
+
+        Raises what fetching the network's files raises, and ModelFilesBroken.
+        """
+        if self._tracker is None:
+            self._tracker = Sam2Tracker(self._tracker_files(), device=self._device)
+        first = next(entries := iter(frames), None)
+        if first is None:
+            return
+        size = (first.shape[0], first.shape[1])
+        guide = Guide(track=track, poses=poses, present=present, shots=shots, size=size)
+        with closing(self._tracker(chain([first], entries), guide)) as masks:
+            yield from masks
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:
         """The pose of the largest person of a picture (H, W, 3) uint8 RGB: (133, 3) float32.
@@ -163,13 +172,13 @@ def box_colours(frame: np.ndarray, box: np.ndarray) -> np.ndarray:
     return body_colours(frame, pose)
 
 
-def _people(frame: np.ndarray, detections: Detections, identities: np.ndarray) -> TrackedPeople:
-    count = len(identities)
+def _people(frame: np.ndarray, detections: Detections, numbers: np.ndarray) -> People:
+    count = len(numbers)
     looks = [box_colours(frame, box) for box in detections.boxes]
-    return TrackedPeople(
+    return People(
         boxes=detections.boxes,
         scores=detections.scores,
         regions=region_of(detections.boxes),
         looks=np.array(looks, np.float32).reshape(count, LOOKS),
-        identities=identities,
+        numbers=numbers,
     )

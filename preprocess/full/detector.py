@@ -25,6 +25,7 @@ import torch
 from PIL import Image
 
 from ...wan.runtime.errors import SetupFailed
+from ..backends import NOBODY_KNOWS
 from .onnx_session import broken, existing, load_runtime, require_device
 
 SIDE: Final = 640  # pixels; the network's input is square
@@ -34,7 +35,6 @@ MIN_SCORE: Final = 0.1  # from which a detection continues an identity; to begin
 MAX_OVERLAP: Final = 0.7  # intersection over union of two people, where the file leaves doubles in
 MAX_PEOPLE: Final = 30
 BATCH: Final = 8  # where the file leaves it open
-NOBODY_KNOWS: Final = -1  # identity of a detection that belongs to no track (yet)
 
 # BoT-SORT without camera motion compensation, ultralytics 8.4.190's values otherwise. In 576 simulated
 # crossings of two people (four speeds, three sizes, merged and missed boxes, a shaking camera) it changed
