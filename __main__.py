@@ -123,7 +123,7 @@ def _preview(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _demo(options: argparse.Namespace) -> dict[str, Any]:
-    from .wan.model.device import usable_gpu  # noqa: PLC0415 - loads torch; `schema` need not
+    from .wan.runtime.device import usable_gpu  # noqa: PLC0415 - loads torch; `schema` need not
 
     fields = {"driving_video": options.driving, "reference_image": options.reference, "mode": options.mode}
     setup = AppSetup()
@@ -160,7 +160,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_setup(path: Path | None) -> AppSetup:
-    return AppSetup() if path is None else AppSetup.model_validate(_read_json(path))
+    """The setup, with the paths of LoRA files made absolute: they are relative to the setup file."""
+    data = {} if path is None else _read_json(path)
+    for lora in data.get("loras") or ():
+        if path is not None and isinstance(lora, dict) and isinstance(source := lora.get("source"), str):
+            beside = path.parent / Path(source).expanduser()
+            lora["source"] = str(beside.resolve()) if beside.is_file() else source
+    return AppSetup.model_validate(data)
 
 
 def _read_input(path: Path) -> dict[str, Any]:

@@ -20,19 +20,21 @@ from inferencesh import (
     OutputMeta,
     VideoMeta,
 )
-from pydantic import AfterValidator, Field, PrivateAttr, WrapValidator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PrivateAttr, WrapValidator, model_validator
 from pydantic_core import PydanticCustomError
 
-from .wan.runtime.errors import NotAvailableYet, SetupFailed
+from .wan.runtime.errors import InvalidInput, NotAvailableYet, SetupFailed
 from .wan.runtime.job import Job, Progress
 from .wan.runtime.worker import Running, Worker
 
 if TYPE_CHECKING:
     from .production import Facts, Made, Request, Studio
+    from .wan.engine import PresetLora
     from .wan.media.probe import VideoInfo
 
 FILE_FIELDS = ("driving_video", "reference_image")
 DONE: dict[str, Any] = {"stage": "done", "progress": 1.0, "eta_s": 0.0}
+PRESET_FIELDS = ("sampling_steps", "sample_solver", "shift")  # what turbo sets
 RESOLUTION_LABELS = ((480, "480p"), (720, "720p"), (1080, "1080p"), (1440, "1440p"), (float("inf"), "4k"))
 """The platform's presets by the shorter side in pixels: the smallest that holds the picture."""
 
@@ -137,13 +139,16 @@ Fps = Annotated[
 ]
 RetargetFlag = Annotated[
     bool,
-    Field(description="Adapt the driving skeleton to the reference's body proportions (animation only)."),
+    Field(
+        description="Adapt the driving skeleton to the reference's body proportions and place (animation "
+        "only): for a child, a cartoon or a figure of another build."
+    ),
 ]
 UseFlux = Annotated[
     bool,
     Field(
-        description="With retarget_flag: first edit the reference and the first driving frame to a neutral "
-        "stance with FLUX.1-Kontext (gated model, needs HF_TOKEN)."
+        description="With retarget_flag: first edit the reference and one driving frame to a neutral stance "
+        "with FLUX.1-Kontext and measure proportions there (needs GPU and HF_TOKEN; not for commercial use)."
     ),
 ]
 MaskIterations = Annotated[
@@ -194,8 +199,20 @@ def _check_conditioning(options: "_Options | _PreviewOptions") -> None:
         raise ValueError(
             "retarget_flag and use_flux are for animation only: set them to false in replacement"
         )
-    if options.retarget_flag:
-        raise ValueError("retarget_flag is not available yet in this version: set it to false")
+
+
+class LoraChoice(BaseModel):
+    """A LoRA of the user's own."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    source: str = Field(
+        min_length=1,
+        description="A file here, an https address of one, or owner/repository/file.safetensors on the hub.",
+    )
+    strength: float = Field(
+        default=1.0, ge=-4, le=4, allow_inf_nan=False, description="How strongly it acts, -4 to 4."
+    )
 
 
 class AppSetup(BaseAppSetup):
@@ -216,11 +233,15 @@ class AppSetup(BaseAppSetup):
     )
     gpus: int = Field(default=0, ge=0, le=8, description="GPUs that work on one video; 0 = all visible.")
     compile: bool = Field(
-        default=True, description="Compile the transformer's blocks on the GPU: slower first clip."
+        default=True,
+        description="Compile the transformer's blocks on the GPU: a setup some seconds slower, steps a sixth "
+        "faster.",
     )
     attention: str = Field(default="auto", description="Attention backend by name; auto chooses the fastest.")
-    loras: list[dict[str, Any]] = Field(
-        default_factory=list, description="LoRAs for every request: a list of {source, strength}."
+    loras: list[LoraChoice] = Field(
+        default_factory=list,
+        description="LoRAs for every request: a list of {source, strength}; source is a file, an https "
+        "address or owner/repository/file.safetensors on the hub.",
     )
     step_cache: Literal["off", "on"] = Field(
         default="off", description="Skip steps that change little: faster, not exact."
@@ -325,10 +346,6 @@ class _Options(BaseAppInput):
             raise ValueError(
                 f"refert_num 5 needs clip_len of at least 13, not {self.clip_len}: raise it or use 1"
             )
-        if self.turbo:
-            raise ValueError("turbo is not available yet in this version: set it to false")
-        if self.relight:
-            raise ValueError("relight is not available yet in this version: set it to false")
         return self
 
 
@@ -470,9 +487,18 @@ class App(BaseApp):
 
         def build(_: object) -> "Studio":
             from .production import build_studio  # noqa: PLC0415 - torch and the rest load here, not at import
+            from .wan.engine import EngineSetup  # noqa: PLC0415
+            from .wan.model.lora_sources import LoraSource  # noqa: PLC0415
 
+            loras = [LoraSource(source=_local(one.source), strength=one.strength) for one in config.loras]
             return build_studio(
-                model=config.model,
+                EngineSetup(
+                    model=config.model,
+                    precision=config.precision,
+                    attention=config.attention,
+                    compiled=config.compile,
+                    loras=tuple(loras),
+                ),
                 preprocessing=config.preprocessing,
                 cache_dir=_cache_dir(os.environ),
                 keep_intermediates=config.keep_intermediates,
@@ -489,8 +515,8 @@ class App(BaseApp):
         production = studio.production(_request(input_data, seed))
         running = worker.start(production.make_video, cancel_requested=self._cancel_requested)
         _warn_unknown(input_data, running)
-        if input_data.mode == "replacement" and input_data.relight is None:
-            running.job.warn("relight is not available yet in this version: the reference keeps its light")
+        if input_data.turbo:
+            running.job.warn(_turbo_in_words(input_data))
         try:
             async for progress in running.updates():
                 yield AppOutput(seed=seed, **_standing(progress), **_so_far(running.job, production.facts))
@@ -556,27 +582,78 @@ def _check_setup(config: AppSetup) -> None:
     waiting = {
         "precision": config.precision == "fp8",
         "gpus": config.gpus > 1,
-        "loras": bool(config.loras),
         "step_cache": config.step_cache == "on",
-        "attention": config.attention != "auto",
     }
     for name, asked in waiting.items():
         if asked:
             raise NotAvailableYet(f"setup option {name} is not available yet in this version: leave it out")
 
 
+def _local(source: str) -> str:
+    """A LoRA's source; one behind an address that is not the hub's is fetched, and its path returned."""
+    if "://" not in source or source.startswith("https://huggingface.co/"):
+        return source
+    try:
+        return str(File(uri=source).path)
+    except Exception as error:  # the SDK raises whatever its download met
+        raise InvalidInput(
+            f"loras: {_shown(source)} could not be fetched: {_reason(error)}; check the address"
+        ) from error
+
+
+def _preset_loras(options: AppInput) -> "tuple[PresetLora, ...]":
+    """The published LoRAs that a request runs with."""
+    relights = options.mode == "replacement" if options.relight is None else options.relight
+    chosen: list[PresetLora] = []
+    if options.turbo:
+        chosen.append("turbo")
+    if relights:
+        chosen.append("relighting")
+    return tuple(chosen)
+
+
+def _preset_fields(options: AppInput) -> set[str]:
+    """The sampling fields that follow turbo's preset: those that equal their defaults."""
+    if not options.turbo:
+        return set()
+    fields = type(options).model_fields
+    return {name for name in PRESET_FIELDS if getattr(options, name) == fields[name].default}
+
+
+def _turbo_in_words(options: AppInput) -> str:
+    """What a turbo request runs with, where it is not what its fields say."""
+    follows = [name for name in PRESET_FIELDS if name in _preset_fields(options)]
+    kept = [f"{name} {getattr(options, name)}" for name in PRESET_FIELDS if name not in follows]
+    parts = []
+    if follows:
+        parts.append(
+            f"its preset (4 steps of euler at shift 5) stands for the default of {', '.join(follows)}"
+        )
+    if kept:
+        parts.append(f"kept as asked: {', '.join(kept)}")
+    return f"turbo: {'; '.join(parts)}"
+
+
 def _request(options: AppInput | PreviewInput, seed: int) -> "Request":
     from .preprocess.silhouette import MaskShaping  # noqa: PLC0415 - loaded by setup already
     from .production import Request  # noqa: PLC0415
-    from .wan.sampling import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT, Sampling  # noqa: PLC0415
+    from .wan.sampling import (  # noqa: PLC0415
+        DEFAULT_NEGATIVE_PROMPT,
+        DEFAULT_PROMPT,
+        TURBO_SHIFT,
+        TURBO_SOLVER,
+        TURBO_STEPS,
+        Sampling,
+    )
 
     sampling, delivery = Sampling(seed=seed), {}
     if isinstance(options, AppInput):
+        follows = _preset_fields(options)
         sampling = Sampling(
-            steps=options.sampling_steps,
-            shift=options.shift,
+            steps=TURBO_STEPS if "sampling_steps" in follows else options.sampling_steps,
+            shift=TURBO_SHIFT if "shift" in follows else options.shift,
             guidance=options.guide_scale,
-            solver=options.sample_solver,
+            solver=TURBO_SOLVER if "sample_solver" in follows else options.sample_solver,
             seed=seed,
             clip_len=options.clip_len,
             overlap=options.refert_num,
@@ -584,6 +661,7 @@ def _request(options: AppInput | PreviewInput, seed: int) -> "Request":
             negative_prompt=options.n_prompt or DEFAULT_NEGATIVE_PROMPT,
         )
         delivery = options.model_dump(include={"keep_audio", "quality", "preview"})
+        delivery |= {"loras": _preset_loras(options), "offload": options.offload_model}
     return Request(
         driving=Path(str(options.driving_video.path)),
         reference=Path(str(options.reference_image.path)),
@@ -594,6 +672,8 @@ def _request(options: AppInput | PreviewInput, seed: int) -> "Request":
         start_s=options.start_s,
         duration_s=options.duration_s,
         subject=options.subject,
+        retarget=options.retarget_flag,
+        use_flux=options.use_flux,
         shaping=MaskShaping(
             iterations=options.mask_iterations,
             kernel_size=options.mask_kernel_size,

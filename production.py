@@ -11,38 +11,45 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 import torch
 
-from .preprocess.backends import NO_MASKS, build_backend
+from .preprocess.backends import build_backend
 from .preprocess.clip_source import AnimationSource, ReplacementSource, TrackedSource
 from .preprocess.geometry import fit_size, pad_to_fit, scale_and_crop
 from .preprocess.intermediates import write_intermediates
 from .preprocess.preprocessor import Preprocessor
 from .preprocess.preview import write_contact_sheet, write_preview
 from .preprocess.silhouette import MaskShaping
+from .preprocess.stance import Retargeted, Retargeting
 from .preprocess.subjects import Subject
 from .preprocess.track_cache import TrackCache
 from .preprocess.tracks import Tracks
 from .wan import __version__
-from .wan.animator import Animator
 from .wan.clips import plan_clips
+from .wan.engine import SMOKE, Engine, EngineSetup, PresetLora, open_engine
 from .wan.media.decode import SourceVideo, open_video
 from .wan.media.encode import AudioTrack, VideoWriter
 from .wan.media.probe import VideoInfo, probe_video
 from .wan.media.still import load_image
-from .wan.model.device import usable_gpu
-from .wan.model.load import LoadProgress, load_models, require_gpu
-from .wan.runtime.errors import DiskFull, NotAvailableYet, OutOfMemory
-from .wan.runtime.job import Job
+from .wan.model.load import LoadProgress, require_gpu
+from .wan.runtime.device import usable_gpu
+from .wan.runtime.errors import DiskFull, OutOfMemory
+from .wan.runtime.job import Job, Stage
+from .wan.runtime.weights import FetchProgress
 from .wan.sampling import Sampling
+from .wan.speed.plan import Load
+
+if TYPE_CHECKING:
+    from .preprocess.full.flux import StanceEditor
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +79,12 @@ class Request:
     start_s: float
     duration_s: float | None
     subject: Subject
+    retarget: bool = False  # animation only
+    use_flux: bool = False  # with `retarget` only
     shaping: MaskShaping
     sampling: Sampling
+    loras: tuple[PresetLora, ...] = ()  # beside those of the setup
+    offload: bool = True  # let go of each model when its stage is over
     keep_audio: bool = True
     quality: int = 18
     preview: bool = False
@@ -116,6 +127,7 @@ class _Shot:
     video: SourceVideo
     reference: np.ndarray  # (H, W, 3) uint8 RGB at the output's size
     reference_size: tuple[int, int]  # (H, W) as given
+    retargeting: Retargeting | None  # None where it was not asked for
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,24 +136,29 @@ class Production:
 
     request: Request
     preprocessor: Preprocessor
-    animator: Animator
+    engine: Engine
     track_cache: TrackCache
     keep_intermediates: bool = False
     facts: Facts | None = field(default=None, init=False)
 
     def make_video(self, job: Job) -> Made:
         """The whole request. Whatever ends it early leaves nothing on disk."""
-        with _own_folder() as folder, _plain_errors():
+        with _own_folder() as folder, self._plain_errors():
             shot, facts = self._open(job)
+            self._ready_engine(facts, job)
             tracks = self._tracks(shot, job, then=lambda: self._announce_clips(facts, job))
-            source = self._source(shot, tracks)
-            self._keep(folder, source, job)
+            retargeted = self._retargeted(shot, tracks, job)
+            source = self._source(shot, tracks, retargeted)
+            self._keep(folder, source, retargeted, job)
             target = folder / "output.mp4"
-            with self._writer(target, shot, facts) as writer:
-                for frames in self.animator.frames(source, self.request.sampling, job):
+            with self._writer(target, shot, facts) as writer, _Behind(writer) as behind:
+                for frames in self.engine.animator.frames(source, self.request.sampling, job):
                     with job.stage("write") as stage:
-                        writer.write(frames)
+                        behind.write(frames)
                         stage.advance(len(frames))
+                    del frames
+                with job.stage("write"):
+                    behind.finish()
             preview, sheet = None, None
             if self.request.preview:
                 finished = open_video(target)
@@ -156,11 +173,12 @@ class Production:
 
     def make_preview(self, job: Job) -> Made:
         """Only the conditioning, to look at."""
-        with _own_folder() as folder, _plain_errors():
+        with _own_folder() as folder, self._plain_errors():
             shot, facts = self._open(job)
             tracks = self._tracks(shot, job, then=lambda: self._announce_looks(facts, job, previews=1))
-            source = self._source(shot, tracks)
-            self._keep(folder, source, job)
+            retargeted = self._retargeted(shot, tracks, job)
+            source = self._source(shot, tracks, retargeted)
+            self._keep(folder, source, retargeted, job)
             preview, sheet = self._show(folder, source, job, finished=None)
             return Made(
                 video=None,
@@ -172,8 +190,6 @@ class Production:
 
     def _open(self, job: Job) -> tuple[_Shot, Facts]:
         request = self.request
-        if request.replaces and not self.preprocessor.has_masks:
-            raise NotAvailableYet(NO_MASKS)
         job.expect("probe", 1, seconds_a_unit=PROBE_GUESS_S)
         with job.stage("probe") as stage:
             video = open_video(
@@ -188,6 +204,7 @@ class Production:
                 reference = pad_to_fit(picture, width=width, height=height, interpolation=cv2.INTER_LINEAR)
             else:
                 reference = scale_and_crop(picture, width=width, height=height)
+            retargeting = self._retargeting(reference, stage)
             sampling = request.sampling
             clips = plan_clips(video.num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap)
             self.facts = Facts(
@@ -199,7 +216,19 @@ class Production:
             )
             stage.advance()
         size = (picture.shape[0], picture.shape[1])
-        return _Shot(video=video, reference=reference, reference_size=size), self.facts
+        shot = _Shot(video=video, reference=reference, reference_size=size, retargeting=retargeting)
+        return shot, self.facts
+
+    def _ready_engine(self, facts: Facts, job: Job) -> None:
+        """Fetch and switch on LoRAs, make room: what fails here fails before the video is looked at."""
+        request = self.request
+        with job.stage("probe") as stage:
+
+            def fetched(progress: FetchProgress) -> None:
+                stage.advance(0, detail=f"fetching LoRAs, {progress}")
+
+            self.engine.fetch_presets(request.loras, on_progress=fetched)
+            self.engine.make_ready(_load(facts, request.sampling), presets=request.loras)
 
     def _tracks(self, shot: _Shot, job: Job, *, then: Callable[[], None]) -> Tracks:
         """Pass 1, or what it left behind for the same video; `then` announces the stages that follow."""
@@ -209,26 +238,59 @@ class Production:
         tracks = self.track_cache.load(key)
         if tracks is None:
             self.preprocessor.announce(job, shot.video, masks=request.replaces)
+        if shot.retargeting is not None:
+            shot.retargeting.announce(job, shot.video.num_frames)
         then()
         if tracks is None:
             tracks = self.preprocessor.tracks(
                 shot.video, subject=request.subject, masks=request.replaces, job=job
             )
             self.track_cache.save(key, tracks)
+            if request.offload:
+                self.preprocessor.release()
         for sentence in tracks.warnings:
             job.warn(sentence)
         return tracks
 
-    def _source(self, shot: _Shot, tracks: Tracks) -> TrackedSource:
+    def _retargeting(self, reference: np.ndarray, stage: Stage) -> Retargeting | None:
+        """What retargeting needs, if asked for: what could fail in it fails before the video is looked at."""
+        request = self.request
+        if not request.retarget:
+            return None
+
+        def editor() -> "StanceEditor":
+            from .preprocess.full.flux import open_editor  # noqa: PLC0415 - loads only where it is used
+
+            return open_editor(on_progress=lambda done: stage.advance(0, detail=f"fetching FLUX, {done}"))
+
+        return Retargeting.of(
+            reference,
+            preprocessor=self.preprocessor,
+            path=request.reference,
+            editor=editor if request.use_flux else None,
+            seed=request.sampling.seed,
+        )
+
+    def _retargeted(self, shot: _Shot, tracks: Tracks, job: Job) -> Retargeted | None:
+        """The tracked poses on the reference's body, if asked for."""
+        if shot.retargeting is None:
+            return None
+        retargeted = shot.retargeting.apply(shot.video, tracks, job)
+        if self.request.offload:
+            self.preprocessor.release()
+        return retargeted
+
+    def _source(self, shot: _Shot, tracks: Tracks, retargeted: Retargeted | None) -> TrackedSource:
         if not self.request.replaces:
-            return AnimationSource(shot.video, tracks, shot.reference)
+            poses = retargeted.poses if retargeted else None
+            return AnimationSource(shot.video, tracks, shot.reference, retargeted=poses)
         assert tracks.masks is not None  # asked for in `_tracks`
         return ReplacementSource(
             shot.video, tracks, shot.reference, masks=tracks.masks, shaping=self.request.shaping
         )
 
     def _announce_clips(self, facts: Facts, job: Job) -> None:
-        self.animator.announce(
+        self.engine.animator.announce(
             job,
             self.request.sampling,
             num_frames=facts.num_frames,
@@ -255,11 +317,33 @@ class Production:
             write_contact_sheet(sheet, source, finished=finished)
         return video, sheet
 
-    def _keep(self, folder: Path, source: TrackedSource, job: Job) -> None:
+    def _keep(self, folder: Path, source: TrackedSource, retargeted: Retargeted | None, job: Job) -> None:
         """Write the intermediate files beside the result, where setup asks for them."""
         if self.keep_intermediates:
             with job.stage("preview") as stage:
-                write_intermediates(folder / "intermediates", source, stage=stage)
+                stills = retargeted.stills if retargeted else {}
+                write_intermediates(folder / "intermediates", source, stage=stage, stills=stills)
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        """Turn what the machine raises when it runs out into sentences."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            where = tempfile.gettempdir()
+            raise DiskFull(
+                f"the disk that holds {where} is full: free some room or set TMPDIR elsewhere"
+            ) from error
+        except torch.OutOfMemoryError as error:
+            assert self.facts is not None  # nothing large is done before they are known
+            sentence = self.engine.out_of_memory(_load(self.facts, self.request.sampling))
+            raise OutOfMemory(sentence) from error
+        except MemoryError as error:
+            raise OutOfMemory(
+                "the host memory does not suffice: ask for a smaller resolution or a shorter clip_len"
+            ) from error
 
     def _audio(self, video: SourceVideo) -> AudioTrack | None:
         return AudioTrack.of(video.info, start_s=video.plan.start_s) if self.request.keep_audio else None
@@ -286,7 +370,7 @@ class Studio:
     """Loaded models, ready for one request after another. Holds nothing of any request."""
 
     preprocessor: Preprocessor
-    animator: Animator
+    engine: Engine
     track_cache: TrackCache
     keep_intermediates: bool = False
 
@@ -295,28 +379,30 @@ class Studio:
         return Production(
             request=request,
             preprocessor=self.preprocessor,
-            animator=self.animator,
+            engine=self.engine,
             track_cache=self.track_cache,
             keep_intermediates=self.keep_intermediates,
         )
 
 
 def build_studio(
-    *, model: str, preprocessing: str, cache_dir: Path, keep_intermediates: bool = False
+    setup: EngineSetup, *, preprocessing: str, cache_dir: Path, keep_intermediates: bool = False
 ) -> Studio:
-    """Load the models. Raises SetupFailed or NotAvailableYet where that is impossible.
+    """Load the models. Raises SetupFailed, NotAvailableYet or OutOfMemory where that is impossible.
 
     `cache_dir` is the user's cache folder; ours is below it.
     """
+    is_smoke = setup.model == SMOKE
     if preprocessing == "auto":
-        preprocessing = "embedded" if model == "smoke" else "full"
-    gpu = usable_gpu() if model == "smoke" else require_gpu()
+        preprocessing = "embedded" if is_smoke else "full"
+    gpu = usable_gpu() if is_smoke else require_gpu()
+    ours = cache_dir / "wan-animate"
     # The small files first: what they lack is told before tens of gigabytes are moved.
     backend = build_backend(preprocessing, cache_dir=cache_dir, device=str(gpu) if gpu else None)
     return Studio(
         preprocessor=Preprocessor(backend),
-        animator=Animator(load_models(model, on_progress=_loading())),
-        track_cache=TrackCache(cache_dir / "wan-animate" / "tracks"),
+        engine=open_engine(setup, cache_dir=ours / "compiled", on_progress=_loading()),
+        track_cache=TrackCache(ours / "tracks"),
         keep_intermediates=keep_intermediates,
     )
 
@@ -355,20 +441,32 @@ def _prune(root: Path) -> None:
             shutil.rmtree(old, ignore_errors=True)
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn what the machine raises when it runs out into sentences."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        where = tempfile.gettempdir()
-        raise DiskFull(
-            f"the disk that holds {where} is full: free some room or set TMPDIR elsewhere"
-        ) from error
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        where = "GPU" if isinstance(error, torch.OutOfMemoryError) else "host"
-        raise OutOfMemory(
-            f"the {where} memory does not suffice: ask for a smaller resolution or a shorter clip_len"
-        ) from error
+class _Behind:
+    """Writes one clip in a thread while the next one is made; holds no more than that one."""
+
+    def __init__(self, writer: VideoWriter) -> None:
+        self._writer = writer
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> "_Behind":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def write(self, frames: np.ndarray) -> None:
+        """Append frames, (n, H, W, 3) uint8 RGB, after those before. Raises what writing those raised."""
+        self.finish()
+        self._pending = self._pool.submit(self._writer.write, frames)
+
+    def finish(self) -> None:
+        """Wait until everything is written."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _load(facts: Facts, sampling: Sampling) -> Load:
+    """A clip of the request, as the memory plan knows it."""
+    return Load(width=facts.width, height=facts.height, frames=sampling.clip_len)

@@ -22,13 +22,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, CLIPVisionModel, UMT5EncoderModel
 
+from ..runtime.device import usable_gpu
 from ..runtime.errors import ModelFilesBroken, NotAvailableYet, NoUsableGpu
+from ..runtime.pretrained import explained, load_pretrained
 from ..runtime.weights import FetchProgress, fetch, needed
 from . import names
-from .device import usable_gpu
 from .encoders import ImageEncoder, TextEncoder
 from .models import Models, Pace
-from .pretrained import explained, load_pretrained
 from .smoke import build_smoke_models
 from .transformer import AnimateTransformer
 from .vae import VideoVae

@@ -45,6 +45,7 @@ from .transformer import AnimateTransformer
 logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, torch.Size]
+MARK = "has_branch"  # in the dictionary of a layer that has one
 
 PREFIXES = ("base_model.model.", "model.diffusion_model.", "diffusion_model.", "transformer.", "model.")
 LOW_RANK = re.compile(
@@ -165,7 +166,7 @@ class LoraSwitch:
     def _clear(self) -> None:
         for module, plain in self._branched:
             module.__class__ = plain
-            del module.lora_down, module.lora_up, module.lora_bias, module.has_branch
+            del module.lora_down, module.lora_up, module.lora_bias, module.__dict__[MARK]
         for name, original in self._originals.items():
             self._network.get_parameter(name).data.copy_(original)
         self._active, self._branched, self._originals = (), [], {}
@@ -185,7 +186,7 @@ class LoraSwitch:
         module.register_buffer("lora_bias", bias, persistent=False)
         # Compiled code of some versions of torch (2.11) looks at a layer's class again only where the layer's
         # own dictionary has changed; buffers are in another one.
-        module.has_branch = True
+        module.__dict__[MARK] = True
         self._branched.append((module, type(module)))
         module.__class__ = _with_branch(type(module))
 
