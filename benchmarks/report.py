@@ -171,6 +171,36 @@ def target_table(results: Results) -> str:
     return "\n".join(lines)
 
 
+PEERS = ("diffusers, eager", "diffusers, blocks compiled")
+SPEED = (  # the README's rows: name, case, size, the peers' rows, ours
+    ("step at 1280×720", "step", LARGE, PEERS, OURS),
+    ("step at 832×480", "step", SMALL, PEERS, OURS),
+    (
+        "VAE, two encodes and one decode at 1280×720",
+        "vae",
+        LARGE,
+        ("clip: diffusers, bf16", ""),
+        "clip: ours",
+    ),
+    ("whole clip at 1280×720, 20 steps, streamed", "clip", LARGE, ("", ""), "ours, streamed, 20 steps"),
+    ("whole clip at 1280×720, 4 steps, streamed", "clip", LARGE, ("", ""), "ours, streamed, 4 steps"),
+)
+
+
+def speed_table(results: Results) -> str:
+    """The README's table, Markdown: seconds, newest values."""
+
+    def seconds(case: str, what: str, size: str) -> str:
+        found = results.value(case, what, size) if what else None
+        return f"{found.value:.3g} s" if found else ""
+
+    lines = ["| 77 frames, bf16 | diffusers | diffusers, compiled | here |", "|---|---|---|---|"]
+    for name, case, size, peers, ours in SPEED:
+        theirs = " | ".join(seconds(case, peer, size) for peer in peers)
+        lines.append(f"| {name} | {theirs} | **{seconds(case, ours, size)}** |")
+    return "\n".join(lines)
+
+
 def row_table(results: Results) -> str:
     """The newest value of everything that was measured, Markdown."""
     lines = ["| case | size | what | seconds | floor | peak GiB | |", "|---|---|---|---|---|---|---|"]
@@ -191,8 +221,12 @@ def row_table(results: Results) -> str:
 def main(arguments: list[str] | None = None, *, folder: Path = RESULTS) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="the targets alone")
+    parser.add_argument("--readme", action="store_true", help="the README's table")
     options = parser.parse_args(arguments)
     results = Results(folder)
+    if options.readme:
+        print(speed_table(results))
+        return
     print(target_table(results))
     if not options.short:
         print()

@@ -340,6 +340,16 @@ def test_the_next_clip_s_conditions_are_drawn_while_this_one_is_made(models):
     assert not any(thread.name.startswith("conditions") for thread in threading.enumerate())
 
 
+def test_a_clip_comes_in_parts_that_add_up(models, monkeypatch):
+    source, sampling = NoiseSource(num_frames=36 + 30), replace(SHORT, clip_len=37, steps=1)
+    parts = list(Animator(models).frames(source, sampling, Job()))
+    assert [len(part) for part in parts] == [17, 20, 16, 13]
+    monkeypatch.setattr(animator_module, "PART", 99)
+    whole = list(Animator(models).frames(source, sampling, Job()))
+    assert [len(part) for part in whole] == [37, 29]
+    assert np.array_equal(np.concatenate(parts), np.concatenate(whole))
+
+
 def test_what_drawing_conditions_raises_reaches_the_caller(models):
     class Broken(NoiseSource):
         def conditions(self, frames: Sequence[int]) -> Conditions:

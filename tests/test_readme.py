@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from wan_animate import AppInput, AppSetup
 
+from benchmarks import report
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -51,3 +53,7 @@ def test_every_dependency_has_its_reason():
 def test_what_it_shows_is_there():
     for target in re.findall(r"\]\(([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_the_table_of_speeds_is_the_report_s():
+    assert report.speed_table(report.Results(report.RESULTS)) in README

@@ -5,10 +5,11 @@ clip at a time, and the conditions of the next, which are drawn in a thread mean
 and closed within one resumption of the generator, so the caller may open stages of its own between two clips.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -26,12 +27,13 @@ from .conditioning import (
 from .conditions import ClipSource, Conditions
 from .denoise import Passes, denoise
 from .model.models import Models
-from .model.vae import SPACE_STRIDE, latent_frames
+from .model.vae import SPACE_STRIDE, VideoVae, latent_frames
 from .runtime.job import Job, Stage
 from .sampling import Noise, Sampling, seeded_noise
 from .schedule import Schedule, plan_schedule
 
 PATCH = 2  # latent pixels a token, each way
+PART = 5  # latent frames decoded at a time, 17 or 20 frames of video: half a second of a 720p clip
 POLL_S = 0.05  # how often a cancellation is looked for while conditions are waited for
 
 
@@ -58,7 +60,9 @@ class Animator:
     def frames(
         self, source: ClipSource, sampling: Sampling, job: Job, *, noise: Noise | None = None
     ) -> Iterator[np.ndarray]:
-        """Make the video. Yields each clip's new frames, (n, H, W, 3) uint8 RGB: `source.num_frames` in all.
+        """Make the video. Yields new frames in order, (n, H, W, 3) uint8 RGB: `source.num_frames` in all.
+
+        A clip's frames come in parts of `PART` latent frames, to be written while the next are decoded.
 
         `noise` replays recorded noise; otherwise it is drawn from the seed. Raises Cancelled within one
         denoising step, one VAE chunk or one batch of faces; the models stay usable.
@@ -76,11 +80,17 @@ class Animator:
                 with job.stage("clip.denoise", total=len(clips) * sampling.steps) as stage:
                     latents = self._denoise(inputs, clip, request, stage, name)
                 del inputs  # decoding needs the memory
-                with job.stage("clip.decode", total=len(clips)) as stage:
-                    pixels, tail = self._decode(latents, clip, sampling.overlap, job)
-                    stage.advance(detail=name)
-                yield pixels
-                del pixels  # the caller's now: not to be held while the next clip is made
+                decoding = _Decoding(
+                    self.models.vae, latents, clip, overlap=sampling.overlap, check=job.check
+                )
+                while not decoding.done:
+                    with job.stage("clip.decode", total=len(clips)) as stage:
+                        frames = decoding.part()
+                        if decoding.done:
+                            stage.advance(detail=name)
+                    yield frames
+                    del frames  # the caller's now: not to be held while the next are made
+                tail = decoding.tail
 
     def announce(self, job: Job, sampling: Sampling, *, num_frames: int, height: int, width: int) -> None:
         """Tell the job what `frames` is going to do, with rough seconds. Height and width in pixels."""
@@ -165,20 +175,38 @@ class Animator:
             stage.advance(detail=f"{name} step {step.index}/{step.total}")
         return latents[:, :, 1:]  # frame 0 is the reference picture's
 
-    def _decode(
-        self, latents: torch.Tensor, clip: Clip, overlap: int, job: Job
-    ) -> tuple[np.ndarray, Tail | None]:
-        """The clip's new frames, and the tail that guides the next clip.
 
-        A clip filled up at its end is decoded only as far as its frames are real: the VAE looks back in time
-        only.
-        """
-        frames, tail = [], None
-        for pixels in self.models.vae.decode(latents[:, :, : latent_frames(clip.fresh.stop)]):
-            job.check()
+class _Decoding:
+    """One clip's latents → its new frames, part by part, and the tail that guides the next clip.
+
+    A clip filled up at its end is decoded only as far as its frames are real: the VAE looks back in time.
+    """
+
+    def __init__(
+        self, vae: VideoVae, latents: torch.Tensor, clip: Clip, *, overlap: int, check: Callable[[], None]
+    ) -> None:
+        self._chunks = vae.decode(latents[:, :, : latent_frames(clip.fresh.stop)])
+        self._clip, self._overlap, self._check = clip, overlap, check
+        self._decoded = 0  # frames so far, those of the overlap included
+        self.tail: Tail | None = None
+
+    @property
+    def done(self) -> bool:
+        """Whether every real frame was handed out."""
+        return self._decoded >= self._clip.fresh.stop
+
+    def part(self) -> np.ndarray:
+        """The next new frames, (n, H, W, 3) uint8 RGB, n ≥ 1."""
+        frames, start = [], self._decoded
+        for pixels in islice(self._chunks, PART):
+            self._check()
             frames.append(to_frames(pixels))
-            tail = (pixels if tail is None else torch.cat([tail, pixels], dim=2))[:, :, -overlap:]
-        return np.concatenate(frames)[clip.fresh], tail
+            known = pixels if self.tail is None else torch.cat([self.tail, pixels], dim=2)
+            self.tail = known[:, :, -self._overlap :]
+        made = np.concatenate(frames)
+        self._decoded += len(made)
+        fresh = self._clip.fresh
+        return made[max(fresh.start - start, 0) : max(fresh.stop - start, 0)]
 
 
 class _Ahead:
