@@ -268,7 +268,6 @@ class Production:
             preprocessor=self.preprocessor,
             path=request.reference,
             editor=editor if request.use_flux else None,
-            seed=request.sampling.seed,
         )
 
     def _retargeted(self, shot: _Shot, tracks: Tracks, job: Job) -> Retargeted | None:

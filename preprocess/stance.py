@@ -26,6 +26,9 @@ from .tracks import Tracks
 if TYPE_CHECKING:
     from .full.flux import StanceEditor
 
+EDIT_SEED: Final = (
+    0  # the request's would make a preview, which has none, show other proportions than the run
+)
 EDIT_GUESS_S: Final = 1.0  # a step of the editing model
 UPPER_BODY: Final = slice(0, 7)  # head and shoulders
 MOMENT: Final = 0.02  # share of the frames that may be out of the picture unmentioned
@@ -48,7 +51,6 @@ class Retargeting:
     reference: np.ndarray  # (H, W, 3) uint8 RGB at the output's size
     body: np.ndarray  # (133, 3) float32, the pose in `reference`
     editor: "StanceEditor | None"  # None: proportions are read from the pictures as they are
-    seed: int  # of the editing
 
     @classmethod
     def of(
@@ -58,7 +60,6 @@ class Retargeting:
         preprocessor: Preprocessor,
         path: Path,
         editor: "Callable[[], StanceEditor] | None",
-        seed: int,
     ) -> Self:
         """Read the reference picture, which came from `path`; then, with a person in it, open the editor.
 
@@ -72,11 +73,7 @@ class Retargeting:
                 "shows head and upper body, or set retarget_flag to false"
             ) from error
         return cls(
-            preprocessor=preprocessor,
-            reference=reference,
-            body=body,
-            editor=editor() if editor else None,
-            seed=seed,
+            preprocessor=preprocessor, reference=reference, body=body, editor=editor() if editor else None
         )
 
     def announce(self, job: Job, num_frames: int) -> None:
@@ -122,7 +119,7 @@ class Retargeting:
                     Edit(picture=picture, prompt=prompt)
                     for picture, prompt in zip((driving, self.reference), prompts, strict=True)
                 ],
-                seed=self.seed,
+                seed=EDIT_SEED,
                 tick=lambda words: stage.advance(detail=words),
             )
             poses = self._poses(pictures)
@@ -139,8 +136,8 @@ class Retargeting:
             return [self.preprocessor.picture_pose(picture) for picture in pictures]
         except NoPersonFound as error:
             raise NoPersonFound(
-                "no person was found in a picture that FLUX.1-Kontext edited: try another seed, or set "
-                "use_flux to false"
+                "no person was found in a picture that FLUX.1-Kontext edited: use another reference picture, "
+                "or set use_flux to false"
             ) from error
 
 

@@ -9,7 +9,7 @@ import torch
 from wan_animate.preprocess.full.flux import Edit, StanceEditor, Tick
 from wan_animate.preprocess.preprocessor import Preprocessor
 from wan_animate.preprocess.retarget import stance_frame
-from wan_animate.preprocess.stance import Retargeting, room_warnings
+from wan_animate.preprocess.stance import EDIT_SEED, Retargeting, room_warnings
 from wan_animate.preprocess.stance_prompts import editing_prompts
 from wan_animate.preprocess.tracks import Tracks
 from wan_animate.wan.media.decode import SourceVideo, open_video
@@ -38,7 +38,7 @@ class Idle(StanceEditor):
         self.asked: list[Edit] = []
 
     def edit(self, edits: Sequence[Edit], *, seed: int, tick: Tick) -> list[np.ndarray]:
-        assert seed == 7
+        assert seed == EDIT_SEED
         self.asked += edits
         for number in range(len(edits) * self.steps):
             tick(str(number))
@@ -51,7 +51,6 @@ def retargeting(editor: StanceEditor | None = None) -> Retargeting:
         preprocessor=Preprocessor(backend()),
         path=Path("officer.jpg"),
         editor=(lambda: editor) if editor else None,
-        seed=7,
     )
 
 
@@ -62,7 +61,6 @@ def test_a_reference_without_a_person_is_told_before_the_editor_is_fetched():
             preprocessor=Preprocessor(backend()),
             path=Path("wall.png"),
             editor=lambda: pytest.fail("the editor is opened"),
-            seed=0,
         )
 
 
@@ -112,7 +110,7 @@ def test_an_edit_without_a_person_is_one_sentence(video, tracks, tmp_path):
     flux = StanceEditor(save_tiny_flux(tmp_path / "flux"), device=torch.device("cpu"), steps=1)
     with (
         small_pictures(),
-        pytest.raises(NoPersonFound, match=r"FLUX.*another seed, or set use_flux to false"),
+        pytest.raises(NoPersonFound, match=r"FLUX.*another reference picture, or set use_flux to false"),
     ):
         retargeting(flux).apply(video, tracks, Job())
 
