@@ -47,7 +47,8 @@ def test_the_tree_names_every_module():
 def test_every_dependency_has_its_reason():
     table = README.split("## Dependencies")[1].split("## Smoke")[0]
     for line in (ROOT / "requirements.txt").read_text().splitlines():
-        assert re.search(rf"\b{re.escape(re.split(r'[=>\[]', line)[0])}\b", table), line
+        package = re.split(r"[=>\[]", line)[0]
+        assert re.search(rf"\b{re.escape(package)}\b", table), line
 
 
 def test_what_it_shows_is_there():
