@@ -63,32 +63,27 @@ def published(case: str) -> dict[str, torch.Tensor]:
     return {name: draw(name, tuple(shape), salt=network["salt"]) for name, shape in network["shapes"].items()}
 
 
-@cache
-def transformer(case: str) -> AnimateTransformer:
-    network = AnimateTransformer(**names.transformer_config(networks()[case]["config"]))
-    network.load_state_dict(names.transformer_names(published(case)), strict=True)
+Config = dict[str, Any]
+Weights = dict[str, torch.Tensor]
+
+
+def build_transformer(config: Config, weights: Weights) -> AnimateTransformer:
+    """WanAnimateModel, from its own config and names."""
+    network = AnimateTransformer(**names.transformer_config(config))
+    network.load_state_dict(names.transformer_names(weights), strict=True)
     return network.requires_grad_(False).eval()
 
 
-@cache
-def autoencoder(case: str) -> AutoencoderKLWan:
-    config = networks()[case]["config"]
-    network = AutoencoderKLWan(
-        base_dim=config["dim"],
-        z_dim=config["z_dim"],
-        dim_mult=config["dim_mult"],
-        num_res_blocks=config["num_res_blocks"],
-        temperal_downsample=config["temperal_downsample"],
-        latents_mean=config["latents_mean"],
-        latents_std=config["latents_std"],
-    )
-    network.load_state_dict(names.vae_names(published(case)), strict=True)
+def build_autoencoder(config: Config, weights: Weights) -> AutoencoderKLWan:
+    """WanVAE_."""
+    taken = ("z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
+    network = AutoencoderKLWan(base_dim=config["dim"], **{key: config[key] for key in taken})
+    network.load_state_dict(names.vae_names(weights), strict=True)
     return network.requires_grad_(False).eval()
 
 
-@cache
-def text_encoder(case: str) -> UMT5EncoderModel:
-    config = networks()[case]["config"]
+def build_text_encoder(config: Config, weights: Weights) -> UMT5EncoderModel:
+    """T5Encoder; `config` with its vocabulary's size."""
     network = UMT5EncoderModel(
         UMT5Config(
             vocab_size=config["vocab"],
@@ -100,16 +95,14 @@ def text_encoder(case: str) -> UMT5EncoderModel:
             relative_attention_num_buckets=config["num_buckets"],
         )
     )
-    weights = names.text_encoder_names(published(case))
+    renamed = names.text_encoder_names(weights)
     # One tensor under two names in the class.
-    weights["encoder.embed_tokens.weight"] = weights["shared.weight"]
-    network.load_state_dict(weights, strict=True)
+    network.load_state_dict(renamed | {"encoder.embed_tokens.weight": renamed["shared.weight"]}, strict=True)
     return network.requires_grad_(False).eval()
 
 
-@cache
-def image_encoder(case: str) -> CLIPVisionModel:
-    config = networks()[case]["config"]
+def build_image_encoder(config: Config, weights: Weights) -> CLIPVisionModel:
+    """The picture half of XLMRobertaCLIP."""
     network = CLIPVisionModel(
         CLIPVisionConfig(
             hidden_size=config["vision_dim"],
@@ -121,8 +114,28 @@ def image_encoder(case: str) -> CLIPVisionModel:
             hidden_act=config["activation"],
         )
     )
-    network.load_state_dict(names.image_encoder_names(published(case)), strict=True)
+    network.load_state_dict(names.image_encoder_names(weights), strict=True)
     return network.requires_grad_(False).eval()
+
+
+@cache
+def transformer(case: str) -> AnimateTransformer:
+    return build_transformer(networks()[case]["config"], published(case))
+
+
+@cache
+def autoencoder(case: str) -> AutoencoderKLWan:
+    return build_autoencoder(networks()[case]["config"], published(case))
+
+
+@cache
+def text_encoder(case: str) -> UMT5EncoderModel:
+    return build_text_encoder(networks()[case]["config"], published(case))
+
+
+@cache
+def image_encoder(case: str) -> CLIPVisionModel:
+    return build_image_encoder(networks()[case]["config"], published(case))
 
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor | np.ndarray) -> float:

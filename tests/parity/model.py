@@ -15,6 +15,7 @@ from wan_animate.wan.model.encoders import ImageEncoder, clip_pixels
 from wan_animate.wan.model.transformer import AnimateTransformer, Prepared
 from wan_animate.wan.model.vae import VideoVae, chunks_of
 
+from ..seeded import enlarge, pad_text
 from . import networks
 from .findings import Check, Compare, Finding, arrays, relative_l2, relative_largest, within
 
@@ -33,7 +34,7 @@ def dit(folder: Path) -> Iterator[Finding]:
     yield Finding(part="weights", checks=networks.check_weights(check, salt=about["salt"]))
     network = networks.transformer(about["config"], check, salt=about["salt"])
     motion = network.embed_motion(
-        rearrange(to_pixels(networks.enlarged(case["face_base_u8"]), CPU), "1 c n h w -> n c h w")
+        rearrange(to_pixels(enlarge(case["face_base_u8"]), CPU), "1 c n h w -> n c h w")
     )
     vectors = case["motion_vec"]
     yield Finding(
@@ -43,10 +44,10 @@ def dit(folder: Path) -> Iterator[Finding]:
     if len(motion) < len(vectors):  # a part of the published recording, with fewer faces
         motion = torch.from_numpy(vectors)
     if "clip_fea_int8" in case:
-        context = network.embed_context(networks.padded_text(case["context"]), networks.clip_features(case))
+        context = network.embed_context(pad_text(case["context"]), networks.clip_features(case))
     else:
         blank = torch.zeros(1, 257, network.config["image_dim"])
-        context = network.embed_context(networks.padded_text(case["context"]), blank)
+        context = network.embed_context(pad_text(case["context"]), blank)
     prepared = network.prepare(
         given=torch.from_numpy(case["y"])[None],
         pose=torch.from_numpy(case["pose_latents"]),

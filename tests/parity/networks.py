@@ -15,15 +15,19 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-from transformers import CLIPVisionConfig, CLIPVisionModel, UMT5Config, UMT5EncoderModel
-from wan_animate.wan.model import names
+from transformers import CLIPVisionModel, UMT5EncoderModel
 from wan_animate.wan.model.transformer import AnimateTransformer
 
-from ..seeded import draw
+from ..seeded import (
+    Config,
+    Weights,
+    build_autoencoder,
+    build_image_encoder,
+    build_text_encoder,
+    build_transformer,
+    draw,
+)
 from .findings import Check, relative_largest
-
-Config = dict[str, Any]
-Weights = dict[str, torch.Tensor]
 
 SUM_ROUNDING = 1e-9  # of float64 sums, whose order is free
 
@@ -61,9 +65,8 @@ def _checked(check: str, salt: str) -> tuple[Check, ...]:
 def transformer(config: Config, check: Path, *, salt: str) -> AnimateTransformer:
     """WanAnimateModel. Its motion encoder remembers faces."""
 
-    def build(weights: Weights) -> AnimateTransformer:
-        network = AnimateTransformer(**names.transformer_config(config))
-        network.load_state_dict(names.transformer_names(weights), strict=True)
+    def build(config: Config, weights: Weights) -> AnimateTransformer:
+        network = build_transformer(config, weights)
         network.motion_encoder = RememberedFaces(network.motion_encoder)
         return network
 
@@ -72,60 +75,17 @@ def transformer(config: Config, check: Path, *, salt: str) -> AnimateTransformer
 
 def autoencoder(config: Config, check: Path, *, salt: str) -> AutoencoderKLWan:
     """WanVAE_."""
-    taken = ("z_dim", "dim_mult", "num_res_blocks", "temperal_downsample", "latents_mean", "latents_std")
-
-    def build(weights: Weights) -> AutoencoderKLWan:
-        network = AutoencoderKLWan(base_dim=config["dim"], **{key: config[key] for key in taken})
-        network.load_state_dict(names.vae_names(weights), strict=True)
-        return network
-
-    return _once(build, config, check, salt)
+    return _once(build_autoencoder, config, check, salt)
 
 
 def text_encoder(config: Config, check: Path, *, salt: str) -> UMT5EncoderModel:
     """T5Encoder; `config` with its vocabulary's size."""
-
-    def build(weights: Weights) -> UMT5EncoderModel:
-        network = UMT5EncoderModel(
-            UMT5Config(
-                vocab_size=config["vocab"],
-                d_model=config["dim"],
-                d_kv=config["dim_attn"] // config["num_heads"],
-                d_ff=config["dim_ffn"],
-                num_layers=config["num_layers"],
-                num_heads=config["num_heads"],
-                relative_attention_num_buckets=config["num_buckets"],
-            )
-        )
-        renamed = names.text_encoder_names(weights)
-        # One tensor under two names in the class.
-        network.load_state_dict(
-            renamed | {"encoder.embed_tokens.weight": renamed["shared.weight"]}, strict=True
-        )
-        return network
-
-    return _once(build, config, check, salt)
+    return _once(build_text_encoder, config, check, salt)
 
 
 def image_encoder(config: Config, check: Path, *, salt: str) -> CLIPVisionModel:
     """The picture half of XLMRobertaCLIP."""
-
-    def build(weights: Weights) -> CLIPVisionModel:
-        network = CLIPVisionModel(
-            CLIPVisionConfig(
-                hidden_size=config["vision_dim"],
-                intermediate_size=config["vision_dim"] * config["vision_mlp_ratio"],
-                num_hidden_layers=config["vision_layers"],
-                num_attention_heads=config["vision_heads"],
-                image_size=config["image_size"],
-                patch_size=config["patch_size"],
-                hidden_act=config["activation"],
-            )
-        )
-        network.load_state_dict(names.image_encoder_names(weights), strict=True)
-        return network
-
-    return _once(build, config, check, salt)
+    return _once(build_image_encoder, config, check, salt)
 
 
 class RememberedFaces(torch.nn.Module):
@@ -147,25 +107,15 @@ class RememberedFaces(torch.nn.Module):
         return self.vectors[key]
 
 
-def enlarged(faces: np.ndarray) -> np.ndarray:
-    """(n, 32, 32, 3) → (n, 512, 512, 3), each pixel 16 × 16 times: how recordings store faces."""
-    return faces.repeat(16, axis=1).repeat(16, axis=2)
-
-
-def padded_text(context: np.ndarray) -> torch.Tensor:
-    """Recorded text features (n, D) → (1, 512, D), zeros behind."""
-    return torch.nn.functional.pad(torch.from_numpy(context), (0, 0, 0, 512 - len(context)))[None]
-
-
 def clip_features(case: dict[str, np.ndarray]) -> torch.Tensor:
     """Recorded picture features (1, 257, 1280)."""
     return torch.from_numpy(case["clip_fea_int8"].astype(np.float32) / 8)
 
 
-def _once(build: Callable[[Weights], Any], config: Config, check: Path, salt: str) -> Any:
+def _once(build: Callable[[Config, Weights], Any], config: Config, check: Path, salt: str) -> Any:
     # Not by the whole list: our own set has fewer values in it, and equal networks share their faces.
     shapes = {name: entry["shape"] for name, entry in json.loads(check.read_text()).items()}
     key = json.dumps([build.__qualname__, config, salt, shapes])
     if key not in _networks:
-        _networks[key] = build(drawn_weights(check, salt=salt)).requires_grad_(False).eval()
+        _networks[key] = build(config, drawn_weights(check, salt=salt))
     return _networks[key]

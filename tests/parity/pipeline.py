@@ -22,6 +22,7 @@ from wan_animate.wan.runtime.job import Job
 from wan_animate.wan.sampling import Sampling
 from wan_animate.wan.schedule import make_solver, plan_schedule
 
+from ..seeded import enlarge, pad_text
 from . import networks
 from .findings import Check, Compare, Finding, arrays, exact, relative_l2, relative_largest, within
 from .model import GREY_LEVEL, NETWORK, TRANSFORMER
@@ -240,7 +241,7 @@ class Run:
             )
         return Conditions(
             pose=self.shared[f"pose_{size}"][numbers],
-            face=networks.enlarged(self.shared["face_base_u8"][numbers]),
+            face=enlarge(self.shared["face_base_u8"][numbers]),
             scene=scene,
         )
 
@@ -280,7 +281,7 @@ class RecordedText:
     contexts: dict[str, np.ndarray]
 
     def __call__(self, prompt: str) -> torch.Tensor:
-        return networks.padded_text(self.contexts[prompt])
+        return pad_text(self.contexts[prompt])
 
     def fits(self, prompt: str) -> bool:
         return prompt in self.contexts
