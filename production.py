@@ -468,4 +468,6 @@ class _Behind:
 
 def _load(facts: Facts, sampling: Sampling) -> Load:
     """A clip of the request, as the memory plan knows it."""
-    return Load(width=facts.width, height=facts.height, frames=sampling.clip_len)
+    return Load(
+        width=facts.width, height=facts.height, frames=sampling.clip_len, passes=2 if sampling.guided else 1
+    )

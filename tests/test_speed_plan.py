@@ -1,8 +1,11 @@
 """The plan follows from card and request alone."""
 
+from dataclasses import replace
+
 import pytest
 from wan_animate.wan.runtime.errors import OutOfMemory
 from wan_animate.wan.speed.plan import (
+    FACES_BYTES,
     Card,
     Load,
     after_running_out,
@@ -35,7 +38,7 @@ def test_tokens_are_those_of_the_published_model():
         (39.4, LARGE, ("streamed", "streamed")),
         (23.5, LARGE, ("streamed", "streamed")),
         (11.6, LARGE, ("streamed", "streamed")),
-        (7.6, SMALL, ("streamed", "streamed")),
+        (7.7, SMALL, ("streamed", "streamed")),
     ],
 )
 def test_a_larger_card_holds_more(gib: float, load: Load, expected: tuple[str, str]):
@@ -76,7 +79,7 @@ def test_a_transformer_stays_streamed_and_the_host_must_hold_it():
     streamed = choose_plan(card(39), LARGE)
     assert with_room(streamed, card(39), SMALL) == streamed
     resident = choose_plan(card(47), LARGE)
-    with pytest.raises(OutOfMemory, match="only with weights kept in host memory, which needs 52 GB"):
+    with pytest.raises(OutOfMemory, match="only with weights kept in host memory, which needs 53 GB"):
         with_room(resident, card(47, host_gb=32), HUGE)
 
 
@@ -93,10 +96,15 @@ def test_the_least_can_be_asked_for_on_any_card():
 
 
 def test_measured_peaks_are_within_a_tenth_of_the_plan():
-    # benchmarks/results, one H200, whole request, everything streamed
-    for load, measured_gib in ((LARGE, 11.28), (SMALL, 6.71)):
-        planned = peak_bytes(load, transformer="streamed", encoders="streamed") / GIB
+    # benchmarks/results, one H200, whole request, everything streamed; at the small size measured before the
+    # face adapters kept their answers
+    for load, measured_gib, since in ((LARGE, 11.28, 0.0), (SMALL, 6.71, FACES_BYTES)):
+        planned = (peak_bytes(load, transformer="streamed", encoders="streamed") - since) / GIB
         assert measured_gib <= planned <= 1.1 * measured_gib
+    # the app with turbo's branches, the transformer on the card
+    turbo = replace(LARGE, lora_bytes=0.72e9)
+    planned = peak_bytes(turbo, transformer="resident", encoders="streamed") / GIB
+    assert 42.09 <= planned <= 1.1 * 42.09
 
 
 def test_what_was_asked_for_is_kept():
@@ -105,14 +113,14 @@ def test_what_was_asked_for_is_kept():
 
 
 def test_a_card_too_small_is_told_what_fits():
-    with pytest.raises(OutOfMemory, match=r"1280×720 needs 1\d GB .* has 9 GB: 960×544 would fit"):
+    with pytest.raises(OutOfMemory, match=r"1280×720 needs 1\d GB .* has 9 GB: 832×480 would fit"):
         choose_plan(card(8), LARGE)
     with pytest.raises(OutOfMemory, match="too little for any size"):
         choose_plan(card(2), LARGE)
 
 
 def test_too_little_host_memory_is_named():
-    with pytest.raises(OutOfMemory, match="needs 52 GB of it and 32 GB are there"):
+    with pytest.raises(OutOfMemory, match="needs 53 GB of it and 32 GB are there"):
         choose_plan(card(24, host_gb=32), LARGE)
 
 

@@ -25,8 +25,8 @@ LATENT_CHANNELS = 16
 GIVEN_CHANNELS = 20  # 4 of mask, 16 of latents
 
 FaceTables = tuple[torch.Tensor, torch.Tensor]
-"""What one adapter knows of the faces of all latent frames, a column or row for each head and face token:
-keys (B · (L + 1), D, heads · tokens); answers (B · (L + 1), heads · tokens, D), projected already."""
+"""What one adapter knows of the faces of all latent frames: keys (B · (L + 1), tokens, heads, D / heads), and
+answers (B · (L + 1), heads · tokens, D), projected already: 43 MB an adapter at the real size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -191,7 +191,7 @@ def face_tables(adapter: WanAnimateFaceBlockCrossAttention, face_tokens: torch.T
     values = rearrange(adapter.to_v(normed), "b t n (heads d) -> (b t) n heads d", heads=adapter.heads)
     bias = adapter.to_out(values.new_zeros(1, adapter.inner_dim)).float()
     answers = adapter.to_out(head_by_head(values)).float() - bias * (1 - 1 / adapter.heads)
-    return head_by_head(adapter.norm_k(keys)).transpose(1, 2), answers.to(values.dtype)
+    return adapter.norm_k(keys), answers.to(values.dtype)
 
 
 def head_by_head(parts: torch.Tensor) -> torch.Tensor:
@@ -208,7 +208,8 @@ def add_faces(
     batch, frames = tokens.shape[0], keys.shape[0] // tokens.shape[0]
     queries = adapter.to_q(adapter.pre_norm_q(tokens)).unflatten(2, (adapter.heads, -1))
     queries = rearrange(adapter.norm_q(queries), "b (t n) heads d -> (b t) n (heads d)", t=frames)
-    logits = float32_products(queries, keys).unflatten(2, (adapter.heads, -1))
+    # One dense product with zeros in it instead of forty narrow ones: 0.2 TFLOP at the real size.
+    logits = float32_products(queries, head_by_head(keys).transpose(1, 2)).unflatten(2, (adapter.heads, -1))
     shares = (logits * (adapter.inner_dim // adapter.heads) ** -0.5).softmax(dim=-1).to(tokens.dtype)
     added_to = rearrange(tokens, "b (t n) d -> (b t) n d", t=frames)
     added_to.baddbmm_(shares.flatten(2), answers)

@@ -24,14 +24,15 @@ from ..runtime.errors import OutOfMemory
 Residency = Literal["resident", "streamed"]
 
 GB = 1e9
-TRANSFORMER_BYTES = 34.5 * GB
-STREAMED_TRANSFORMER_BYTES = 2.7 * GB  # the face adapters, and what lies around the blocks
+TRANSFORMER_BYTES = 34.9 * GB
+STREAMED_TRANSFORMER_BYTES = 2.6 * GB  # the face adapters, and what lies around the blocks
 SLOT_BYTES = 1.6 * GB  # two of forty blocks, while a step is under way
 TEXT_ENCODER_BYTES = 11.4 * GB
 IMAGE_ENCODER_BYTES = 1.3 * GB
 STREAMED_ENCODER_BYTES = 0.1 * GB  # between requests; their slots are gone before the first clip
 VAE_BYTES = 0.3 * GB
-STEP_BYTES_A_TOKEN = 80e3  # activations of one pass, and the clip's prepared constants
+STEP_BYTES_A_TOKEN = 89e3  # activations of one pass, and the clip's prepared constants
+FACES_BYTES = 0.35 * GB  # of these, what the face adapters keep, whatever the size
 VAE_BYTES_A_PIXEL = 9.7e3  # the decoder at work and its memory of earlier chunks, a pixel of the frame
 RESERVE_BYTES = 0.3 * GB  # fragmentation
 HOST_RESERVE_BYTES = 8.0 * GB  # frames, the program, the system
@@ -57,6 +58,7 @@ class Load:
     height: int
     frames: int = 77
     lora_bytes: float = 0.0  # branches that hang on the network; they stay on the card
+    passes: int = 1  # a step: 2 with guidance
 
     @property
     def tokens(self) -> int:
@@ -127,7 +129,8 @@ def peak_bytes(load: Load, *, transformer: Residency, encoders: Residency) -> fl
     weights = VAE_BYTES + RESERVE_BYTES + load.lora_bytes
     weights += TRANSFORMER_BYTES if transformer == "resident" else STREAMED_TRANSFORMER_BYTES
     weights += TEXT_ENCODER_BYTES + IMAGE_ENCODER_BYTES if encoders == "resident" else STREAMED_ENCODER_BYTES
-    step = STEP_BYTES_A_TOKEN * load.tokens + (SLOT_BYTES if transformer == "streamed" else 0.0)
+    step = STEP_BYTES_A_TOKEN * load.tokens + FACES_BYTES * load.passes
+    step += SLOT_BYTES if transformer == "streamed" else 0.0
     return weights + max(step, VAE_BYTES_A_PIXEL * load.width * load.height)
 
 
