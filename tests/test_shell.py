@@ -133,6 +133,15 @@ def test_the_large_model_without_a_gpu_fails_with_the_way_out(project: Path, cap
     assert '{"model": "smoke"}' in capsys.readouterr().err
 
 
+@pytest.fixture
+def heeded_interrupts():
+    """Where the tests run in the background, children would inherit that Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded_interrupts")
 def test_ctrl_c_cancels_cleanly(project: Path):
     write_input(project, duration_s=2.0, sampling_steps=100)
     temporary = project / "tmp"
