@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -151,8 +151,12 @@ class Production:
             source = self._source(shot, tracks, retargeted)
             self._keep(folder, source, retargeted, job)
             target = folder / "output.mp4"
-            with self._writer(target, shot, facts) as writer, _Behind(writer) as behind:
-                for frames in self.engine.animator.frames(source, self.request.sampling, job):
+            with (
+                self._writer(target, shot, facts) as writer,
+                _Behind(writer) as behind,
+                closing(self.engine.animator.frames(source, self.request.sampling, job)) as made,
+            ):
+                for frames in made:
                     with job.stage("write") as stage:
                         behind.write(frames)
                         stage.advance(len(frames))

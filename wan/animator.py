@@ -5,7 +5,7 @@ clip at a time, and the conditions of the next, which are drawn in a thread mean
 and closed within one resumption of the generator, so the caller may open stages of its own between two clips.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from dataclasses import dataclass
@@ -59,7 +59,7 @@ class Animator:
     @torch.inference_mode()
     def frames(
         self, source: ClipSource, sampling: Sampling, job: Job, *, noise: Noise | None = None
-    ) -> Iterator[np.ndarray]:
+    ) -> Generator[np.ndarray, None, None]:
         """Make the video. Yields new frames in order, (n, H, W, 3) uint8 RGB: `source.num_frames` in all.
 
         A clip's frames come in parts of `PART` latent frames, to be written while the next are decoded.
