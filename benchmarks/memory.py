@@ -68,6 +68,7 @@ def measure(driving: Path) -> dict[str, float | int | dict[str, float]]:
     from wan_animate.preprocess.backends import (  # noqa: PLC0415 - only the measured process loads it
         Backend,
         Estimate,
+        Sought,
         build_backend,
     )
     from wan_animate.preprocess.preprocessor import Preprocessor  # noqa: PLC0415
@@ -86,8 +87,8 @@ def measure(driving: Path) -> dict[str, float | int | dict[str, float]]:
             self._backend = backend
             self.words, self.find_people = backend.words, backend.find_people
 
-        def estimate_poses(self, frames: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Estimate]:
-            seen = (pair for index, pair in enumerate(frames) if index % STRIDE == 0)
+        def estimate_poses(self, sought: Iterable[Sought]) -> Iterator[Estimate]:
+            seen = (one for index, one in enumerate(sought) if index % STRIDE == 0)
             with closing(self._backend.estimate_poses(seen)) as estimates:
                 for estimate in estimates:
                     yield from repeat(estimate, STRIDE)

@@ -1,11 +1,12 @@
 """The verbs every preprocessing backend has, what they exchange, and choice by name. Knows no model.
 
-A backend finds people (every frame on its own) and estimates poses (of one person, where it is told to look).
+A backend finds people (every frame on its own) and estimates poses (of one person, where it is told to look,
+and told who else is there).
 Who is meant, what happens in gaps, and everything over time is shared and lies elsewhere. M people, L numbers
 of looks.
 """
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
@@ -58,6 +59,16 @@ class Estimate:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sought:
+    """One person in one frame: where to look, and who is not meant."""
+
+    frame: np.ndarray  # (H, W, 3) uint8 RGB
+    region: np.ndarray  # (4,) float32, as in People
+    others: np.ndarray  # (K, 4) float32: regions of everybody else who was found in the frame
+    accepts: Callable[[Estimate], bool]  # whether an estimate can be the person's; called from any thread
+
+
 class PeopleFinder(Protocol):
     """The verb "find people"."""
 
@@ -69,10 +80,11 @@ class PeopleFinder(Protocol):
 class PoseEstimator(Protocol):
     """The verb "estimate poses"."""
 
-    def estimate_poses(
-        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
-    ) -> Generator[Estimate, None, None]:
-        """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
+    def estimate_poses(self, sought: Iterable[Sought]) -> Generator[Estimate, None, None]:
+        """One person's pose a frame, in order; close it to stop early.
+
+        A backend may look again, in another way, for somebody whose estimate is not accepted.
+        """
         ...
 
     def estimate_pose(self, picture: np.ndarray) -> np.ndarray:

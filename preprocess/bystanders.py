@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .backends import REGION
 from .identities import SHORT_GAP, Identity
 
 
@@ -14,6 +15,15 @@ def boxes_at(others: Sequence[Identity], frame: int, shots: np.ndarray) -> list[
     """Boxes (4,) of those who are in a frame; `shots` (N,) numbers the shots."""
     places = (_box_at(one, frame, shots) for one in others)
     return [box for box in places if box is not None]
+
+
+def regions_at(others: Sequence[Identity], frame: int) -> np.ndarray:
+    """Regions (K, 4) of those who were found in a frame.
+
+    Only of those: in a region between two others, a network finds either.
+    """
+    found = [one.regions[one.frames == frame] for one in others]
+    return np.concatenate([np.zeros((0, REGION), np.float32), *found])
 
 
 def _box_at(one: Identity, frame: int, shots: np.ndarray) -> np.ndarray | None:

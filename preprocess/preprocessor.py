@@ -6,6 +6,7 @@ however often the output shows it, and only numbers are kept. N source frames, T
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Final
 
 import cv2
@@ -14,8 +15,8 @@ import numpy as np
 from ..wan.media.decode import SourceVideo
 from ..wan.runtime.errors import NoPersonFound
 from ..wan.runtime.job import Job
-from .backends import Backend, People
-from .bystanders import boxes_at
+from .backends import Backend, Estimate, People, Sought
+from .bystanders import boxes_at, regions_at
 from .face import MIN_SHARE, smooth_face_boxes
 from .keypoints import FACE, NUM_KEYPOINTS, VISIBLE
 from .mask_repair import Verdict, judge, own_parts, reach
@@ -203,17 +204,31 @@ class Preprocessor:
         with (
             job.stage("pose", total=len(poses)) as stage,
             closing(_distinct(video)) as frames,
-            closing(self._backend.estimate_poses(zip(frames, track.regions, strict=True))) as estimates,
+            closing(
+                self._backend.estimate_poses(
+                    Sought(
+                        frame=frame,
+                        region=region,
+                        others=regions_at(track.others, index),
+                        accepts=partial(self._is_there, track, index),
+                    )
+                    for index, (frame, region) in enumerate(zip(frames, track.regions, strict=True))
+                )
+            ) as estimates,
         ):
             for index, estimate in enumerate(estimates):
                 poses[index] = estimate.pose
-                present[index] = estimate.presence >= MIN_PRESENCE and (
-                    index % self._stride != 0 or track.is_subject(index, estimate.pose, estimate.looks)
-                )
+                present[index] = self._is_there(track, index, estimate)
                 stage.advance()
         if self._stride == 1:
             present = track.connected(present, hop=HOP_FRAMES)
         return poses, present
+
+    def _is_there(self, track: SubjectTrack, frame: int, estimate: Estimate) -> bool:
+        """Whether an estimate of a frame is the person's; nobody knows better where nobody was looked for."""
+        return estimate.presence >= MIN_PRESENCE and (
+            frame % self._stride != 0 or track.is_subject(frame, estimate.pose, estimate.looks)
+        )
 
 
 def _distinct(video: SourceVideo) -> Generator[np.ndarray, None, None]:

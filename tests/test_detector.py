@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from wan_animate.preprocess.backends import PeopleFinder, PoseEstimator
+from wan_animate.preprocess.backends import PeopleFinder, PoseEstimator, Sought
 from wan_animate.preprocess.face import smooth_face_boxes
 from wan_animate.preprocess.full.backend import (
     FullBackend,
@@ -293,6 +293,11 @@ assert not events.events.enabled and not checks.AUTOINSTALL
 # --- the backend
 
 
+def sought(frame: np.ndarray, region: np.ndarray) -> Sought:
+    """Somebody beside whom nobody is."""
+    return Sought(frame=frame, region=region, others=np.zeros((0, 4), np.float32), accepts=lambda _: True)
+
+
 def test_the_backend_has_the_verbs_of_every_backend(backend):
     for verb in (PeopleFinder.find_people, PoseEstimator.estimate_poses, PoseEstimator.estimate_pose):
         ours = getattr(FullBackend, verb.__name__)
@@ -320,7 +325,7 @@ def test_poses_come_from_the_region(backend):
     frames = list(crossing(10))
     middles = [90 + i * 440 // 9 for i in range(10)]
     regions = [np.array([middle, 200, 50, 140], np.float32) for middle in middles]
-    estimates = list(backend.estimate_poses(zip(frames, regions, strict=True)))
+    estimates = list(backend.estimate_poses(map(sought, frames, regions)))
     spots = np.array([[middle, 60 + 280 // 3] for middle in middles])
     found = np.array([estimate.pose[:49, :2].mean(axis=0) for estimate in estimates])
     np.testing.assert_allclose(found, spots, atol=8)
@@ -404,10 +409,10 @@ def test_our_own_code_costs_less_than_5_ms_a_frame(tmp_path):
     region = region_of(np.array([600, 60, 840, 720], np.float32))
     people = list(backend.find_people([frame] * 32))
     shots = np.zeros(32, int)
-    poses = np.array([one.pose for one in backend.estimate_poses([(frame, region)] * 32)])
+    poses = np.array([one.pose for one in backend.estimate_poses([sought(frame, region)] * 32)])
     stages = (  # work, and for how many frames
         (lambda: list(backend.find_people([frame])), 1),
-        (lambda: list(backend.estimate_poses([(frame, region)])), 1),
+        (lambda: list(backend.estimate_poses([sought(frame, region)])), 1),
         (lambda: follow(people, subject="largest", shots=shots, frame_size=(720, 1280), half=2), 32),
         (lambda: _smoothed(poses, shots), 32),
     )

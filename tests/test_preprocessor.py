@@ -8,7 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from wan_animate.preprocess.backends import NOBODY_KNOWS, Backend, Estimate, People, build_backend
+from wan_animate.preprocess.backends import NOBODY_KNOWS, Backend, Estimate, People, Sought, build_backend
 from wan_animate.preprocess.embedded.backend import EmbeddedBackend
 from wan_animate.preprocess.keypoints import (
     FACE,
@@ -250,10 +250,8 @@ class Made:
                 numbers=np.full(2, NOBODY_KNOWS),
             )
 
-    def estimate_poses(
-        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
-    ) -> Generator[Estimate, None, None]:
-        for _ in frames:
+    def estimate_poses(self, sought: Iterable[Sought]) -> Generator[Estimate, None, None]:
+        for _ in sought:
             yield Estimate(pose=standing(30, 30, size=40), presence=1.0, looks=np.zeros(LOOKS, np.float32))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from wan_animate.preprocess.backends import Estimate
+from wan_animate.preprocess.backends import Estimate, Sought
 from wan_animate.preprocess.embedded.backend import EmbeddedBackend
 from wan_animate.preprocess.keypoints import (
     FACE,
@@ -48,10 +48,8 @@ class Recording(EmbeddedBackend):
         self._pool = backend()._pool
         self.poses: list[np.ndarray] = []
 
-    def estimate_poses(
-        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
-    ) -> Generator[Estimate, None, None]:
-        with closing(super().estimate_poses(frames)) as estimates:
+    def estimate_poses(self, sought: Iterable[Sought]) -> Generator[Estimate, None, None]:
+        with closing(super().estimate_poses(sought)) as estimates:
             for estimate in estimates:
                 self.poses.append(estimate.pose)
                 yield estimate

@@ -4,7 +4,8 @@ Knows single pictures only: who is meant, and what happens over time, lies elsew
 networks is that of mediapipe 0.10.21's graphs, but for the rules that are explained here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import numpy as np
 from ..backends import NOBODY_KNOWS, Estimate, People
 from ..looks import LOOKS, body_colours
 from .crops import Square, up_angle
-from .masks import Segmentation
+from .masks import Segmentation, without
 from .regions import (
     MIN_SIDE,
     Sighting,
@@ -103,15 +104,24 @@ class BlazePose:
             numbers=np.full(len(bodies), NOBODY_KNOWS),
         )
 
-    def estimate(self, frame: np.ndarray, region: np.ndarray) -> Estimate:
-        """The pose of the person in a region (4,) of a picture (H, W, 3) uint8 RGB."""
+    def examine(self, frame: np.ndarray, region: np.ndarray) -> tuple[Body, Estimate]:
+        """The body of the person in a region (4,) of a picture (H, W, 3) uint8 RGB, and the whole pose."""
         body = self.body(frame, region)
-        face, left, right = self._parts(frame, body)
+        face, left, right = parts = self._parts(frame, body)
         size = (frame.shape[0], frame.shape[1])
         pose = whole_body(body, face=face, left_hand=left, right_hand=right, frame_size=size)
         # A face or a hand where the body has one proves the body better than the body network itself.
-        presence = max(body.presence, *(part.score if part else 0.0 for part in (face, left, right)))
-        return Estimate(pose=pose, presence=presence, looks=body_colours(frame, pose))
+        presence = max(body.presence, *(part.score if part else 0.0 for part in parts))
+        return body, Estimate(pose=pose, presence=presence, looks=body_colours(frame, pose))
+
+    def estimate_beside(
+        self, frame: np.ndarray, region: np.ndarray, others: Sequence[np.ndarray]
+    ) -> Estimate:
+        """The pose with the people of the regions (4,) `others` painted over."""
+        alone = without(frame, [self.segment(frame, other) for other in others])
+        body, estimate = self.examine(alone, self._lead(alone, region))
+        # How the paint looks says nothing: a body that is guessed under it must not be believed.
+        return replace(estimate, presence=body.presence, looks=body_colours(frame, estimate.pose))
 
     # --- people
 
@@ -197,6 +207,17 @@ class BlazePose:
         )
         height, width = frame.shape[:2]
         return Segmentation(logits=mask[:, :, 0], square=square, frame_size=(height, width), body=body)
+
+    def segment_beside(
+        self, frame: np.ndarray, region: np.ndarray, rivals: Sequence[Segmentation]
+    ) -> Segmentation:
+        """The body in a region (4,), and its pixels, with `rivals` painted over."""
+        alone = without(frame, rivals)
+        return self.segment(alone, self._lead(alone, region))
+
+    def _lead(self, alone: np.ndarray, region: np.ndarray) -> np.ndarray:
+        """The better region (4,) to which one leads; who is hidden is seldom found, so that it is old."""
+        return self.body(alone, region).region
 
     # --- faces and hands
 

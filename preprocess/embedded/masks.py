@@ -22,6 +22,8 @@ FAR_LOGIT: Final = -20.0  # beyond the crop nobody is
 MAX_SIDE: Final = 960  # pixels in which logits are averaged; the segmentation itself is 256 × 256
 NEIGHBOUR_WEIGHT: Final = 0.5  # of the frames before and after, against 1 for the frame itself
 DISTINCT: Final = 0.25  # of a rival's area, that must be its alone
+EDGE: Final = 0.01  # of a person's reach, by which paint goes beyond the silhouette …
+AROUND: Final = 3  # … and times so much further, what its colour is taken from
 SEEN: Final = 0.3  # visibility from which a joint carries a bone that claims
 
 
@@ -82,6 +84,38 @@ def claimed(own: Segmentation, rivals: Sequence[Segmentation]) -> np.ndarray:
         )
         logits = np.where(contested & nearer, -logits, logits)
     return logits
+
+
+def without(picture: np.ndarray, people: Sequence[Segmentation]) -> np.ndarray:
+    """A picture (H, W, 3) uint8 with people of it painted over, each in the colour around.
+
+    What a network knows of people it then finds in whoever is left.
+    """
+    painted = picture.copy()
+    for person in people:
+        logits = in_picture(person)
+        height, width = logits.shape
+        edge = EDGE * float(np.hypot(*person.body.region[2:])) * width / picture.shape[1]
+        silhouette = _grown((logits > 0).astype(np.uint8), edge)
+        around = _grown(silhouette, AROUND * edge) - silhouette
+        colour = cv2.mean(cv2.resize(painted, (width, height), interpolation=cv2.INTER_NEAREST), around)
+        whole = cv2.resize(silhouette, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        painted[whole > 0] = colour[:3]
+    return painted
+
+
+def left_over(own: Segmentation, people: Sequence[Segmentation]) -> np.ndarray:
+    """`in_picture` logits of somebody who was segmented `without` people: nothing under the paint is its."""
+    logits = in_picture(own)
+    for person in people:
+        logits = np.minimum(logits, -in_picture(person))
+    return logits
+
+
+def _grown(mask: np.ndarray, margin: float) -> np.ndarray:
+    """A mask (h, w) with a margin of so many pixels, one at least."""
+    side = 2 * max(round(margin), 1) + 1
+    return cv2.dilate(mask, np.ones((side, side), np.uint8))
 
 
 def _bone_distance(body: Body, shape: tuple[int, ...], scale: float) -> np.ndarray:

@@ -10,8 +10,9 @@ from typing import Final
 
 import numpy as np
 
+from ..keypoints import BODY
 from .crops import Square, up_angle
-from .wholebody import Body, Part, inside
+from .wholebody import BODY_FROM, Body, Part, inside
 
 VIEW_OVERLAP: Final = 0.5  # of neighbouring views along the picture's longer side
 SLACK: Final = 0.1  # of a view's side by which the picture may be longer without needing a further one
@@ -35,6 +36,7 @@ MAIN_JOINTS: Final = [
     26,
 ]  # nose, shoulders to wrists, hips, knees; of the 33
 SAME_BODY: Final = 0.2  # reaches between half of them
+SAME_POSE: Final = 0.02  # reaches likewise: the network says the same of the same crop
 SAME_HAND: Final = 0.3  # hand sizes between the middles of two hands
 
 FACE_GROWTH: Final = 1.5
@@ -122,6 +124,12 @@ def same_body(a: Body, b: Body) -> bool:
     apart = np.linalg.norm(a.points[MAIN_JOINTS] - b.points[MAIN_JOINTS], axis=1)
     reach = min(np.hypot(*a.region[2:]), np.hypot(*b.region[2:]))
     return bool(np.median(apart) < SAME_BODY * reach)
+
+
+def is_pose_of(body: Body, pose: np.ndarray) -> bool:
+    """Whether a pose (133, 3) was made of a body, but for joints that face and hands place better."""
+    apart = np.linalg.norm(body.points[list(BODY_FROM)] - pose[BODY, :2], axis=1)
+    return bool(np.median(apart) < SAME_POSE * np.hypot(*body.region[2:]))
 
 
 def same_hand(a: Part, b: Part) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...wan.runtime.errors import NoPersonFound
-from ..backends import Estimate, People
+from ..backends import Estimate, People, Sought
 from ..keypoints import (
     BODY,
     LEFT_HIP,
@@ -90,17 +90,18 @@ class FullBackend:
                 height, width = frame.shape[:2]
                 yield _people(frame, detections, tracker.follow(detections, height=height, width=width))
 
-    def estimate_poses(
-        self, frames: Iterable[tuple[np.ndarray, np.ndarray]]
-    ) -> Generator[Estimate, None, None]:
-        """One person's pose a frame, from pairs of frame and region, in order; close it to stop early."""
+    def estimate_poses(self, sought: Iterable[Sought]) -> Generator[Estimate, None, None]:
+        """One person's pose a frame, in order; close it to stop early.
+
+        Others need not be told: ViTPose learned from boxes of crowds whom each box is meant for.
+        """
         if self._pose is None:
             self._pose = VitPose(self._pose_path, device=self._device)
-        seen, shown = tee(frames)
-        boxes = ((frame, box_of(region)) for frame, region in seen)
+        seen, shown = tee(sought)
+        boxes = ((one.frame, box_of(one.region)) for one in seen)
         with closing(self._pose(boxes)) as poses:
-            for pose, (frame, region) in zip(poses, shown, strict=True):
-                looks = box_colours(frame, box_of(region))
+            for pose, one in zip(poses, shown, strict=True):
+                looks = box_colours(one.frame, box_of(one.region))
                 yield Estimate(pose=pose, presence=presence_of(pose), looks=looks)
 
     def track_masks(
@@ -140,7 +141,9 @@ class FullBackend:
                 "no person was found in the picture: "
                 "use one that shows a single person with head and upper body"
             )
-        with closing(self.estimate_poses([(picture, track.regions[0])])) as estimates:
+        alone = np.zeros((0, 4), np.float32)
+        sought = Sought(frame=picture, region=track.regions[0], others=alone, accepts=lambda _: True)
+        with closing(self.estimate_poses([sought])) as estimates:
             return next(estimates).pose
 
 
