@@ -86,6 +86,7 @@ def measure(driving: Path) -> dict[str, float | int | dict[str, float]]:
         def __init__(self, backend: Backend) -> None:
             self._backend = backend
             self.words, self.find_people = backend.words, backend.find_people
+            self.release = backend.release
 
         def estimate_poses(self, sought: Iterable[Sought]) -> Iterator[Estimate]:
             seen = (one for index, one in enumerate(sought) if index % STRIDE == 0)
@@ -96,8 +97,14 @@ def measure(driving: Path) -> dict[str, float | int | dict[str, float]]:
     class PassThrough:
         """Stands where the generator does: the drawn skeletons are the frames."""
 
-        def announce(self, *_: object, **__: object) -> None:
+        @property
+        def animator(self) -> "PassThrough":
+            return self
+
+        def nothing(self, *_: object, **__: object) -> None:
             pass
+
+        announce = fetch_presets = make_ready = nothing
 
         def frames(self, source: ClipSource, sampling: Sampling, job: Job) -> Iterator[np.ndarray]:
             for clip in plan_clips(source.num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap):
@@ -126,7 +133,7 @@ def measure(driving: Path) -> dict[str, float | int | dict[str, float]]:
         ),
         preprocessor=Preprocessor(ThreeASecond(build_backend("embedded", cache_dir=cache)), stride=STRIDE),  # type: ignore[arg-type]
         track_cache=TrackCache(driving.parent / "tracks"),
-        animator=PassThrough(),  # type: ignore[arg-type] - the one piece that is replaced
+        engine=PassThrough(),  # type: ignore[arg-type] - the one piece that is replaced
     )
     started = time.monotonic()
     job = Job()
