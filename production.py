@@ -340,9 +340,8 @@ class Production:
                 f"the disk that holds {where} is full: free some room or set TMPDIR elsewhere"
             ) from error
         except torch.OutOfMemoryError as error:
-            assert self.facts is not None  # nothing large is done before they are known
-            sentence = self.engine.out_of_memory(_load(self.facts, self.request.sampling))
-            raise OutOfMemory(sentence) from error
+            load = _load(self.facts, self.request.sampling) if self.facts else None
+            raise OutOfMemory(self.engine.out_of_memory(load)) from error
         except MemoryError as error:
             raise OutOfMemory(
                 "the host memory does not suffice: ask for a smaller resolution or a shorter clip_len"
@@ -445,7 +444,7 @@ def _prune(root: Path) -> None:
 
 
 class _Behind:
-    """Writes one clip in a thread while the next one is made; holds no more than that one."""
+    """Writes frames in a thread while the next are made; holds no more than was handed over last."""
 
     def __init__(self, writer: VideoWriter) -> None:
         self._writer = writer

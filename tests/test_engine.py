@@ -115,6 +115,12 @@ def test_a_transformer_can_move_to_the_host_between_two_requests():
     assert engine._applied.plan.transformer == "streamed"
 
 
+def test_running_out_of_the_gpu_s_memory_is_a_sentence_without_a_card_too():
+    engine = Engine(apply_plan(build_smoke_models(), plan()), is_smoke=True)
+    for load in (None, SMALL):
+        assert engine.out_of_memory(load).startswith("the GPU's memory ran out: end other programs")
+
+
 def test_a_setup_s_own_lora_is_always_on(tmp_path):
     shapes = LoraSwitch(build_smoke_models().transformer, device="cpu").shapes
     lora = tiny_lora("turbo", shapes=shapes)

@@ -90,8 +90,10 @@ class Engine:
                 self._applied.stream_transformer()
         self._set_loras(wanted)
 
-    def out_of_memory(self, load: Load) -> str:
-        """One sentence for who ran out of the GPU's memory in the middle of such a clip."""
+    def out_of_memory(self, load: Load | None) -> str:
+        """One sentence for who ran out of the GPU's memory, in the middle of such a clip if that is known."""
+        if load is None or self.models.device.type != "cuda":
+            return "the GPU's memory ran out: end other programs that use it, or use a larger GPU"
         return after_running_out(this_card(self.models.device), load)
 
     def _set_loras(self, presets: tuple[tuple[Lora, float], ...]) -> None:
