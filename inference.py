@@ -612,23 +612,24 @@ def _preset_loras(options: AppInput) -> "tuple[PresetLora, ...]":
     return tuple(chosen)
 
 
-def _preset_fields(options: AppInput) -> set[str]:
+def _preset_fields(options: AppInput) -> list[str]:
     """The sampling fields that follow turbo's preset: those that equal their defaults."""
     if not options.turbo:
-        return set()
+        return []
     fields = type(options).model_fields
-    return {name for name in PRESET_FIELDS if getattr(options, name) == fields[name].default}
+    return [name for name in PRESET_FIELDS if getattr(options, name) == fields[name].default]
 
 
 def _turbo_in_words(options: AppInput) -> str:
     """What a turbo request runs with, where it is not what its fields say."""
-    follows = [name for name in PRESET_FIELDS if name in _preset_fields(options)]
+    from .wan.sampling import TURBO_SHIFT, TURBO_SOLVER, TURBO_STEPS  # noqa: PLC0415 - loaded by setup
+
+    preset = f"{TURBO_STEPS} steps of {TURBO_SOLVER} at shift {TURBO_SHIFT:g}"
+    follows = _preset_fields(options)
     kept = [f"{name} {getattr(options, name)}" for name in PRESET_FIELDS if name not in follows]
     parts = []
     if follows:
-        parts.append(
-            f"its preset (4 steps of euler at shift 5) stands for the default of {', '.join(follows)}"
-        )
+        parts.append(f"its preset ({preset}) stands for the default of {', '.join(follows)}")
     if kept:
         parts.append(f"kept as asked: {', '.join(kept)}")
     return f"turbo: {'; '.join(parts)}"

@@ -146,10 +146,7 @@ class Production:
         with _own_folder() as folder, self._plain_errors():
             shot, facts = self._open(job)
             self._ready_engine(facts, job)
-            tracks = self._tracks(shot, job, then=lambda: self._announce_clips(facts, job))
-            retargeted = self._retargeted(shot, tracks, job)
-            source = self._source(shot, tracks, retargeted)
-            self._keep(folder, source, retargeted, job)
+            source = self._directed(shot, folder, job, then=lambda: self._announce_clips(facts, job))
             target = folder / "output.mp4"
             with (
                 self._writer(target, shot, facts) as writer,
@@ -179,10 +176,9 @@ class Production:
         """Only the conditioning, to look at."""
         with _own_folder() as folder, self._plain_errors():
             shot, facts = self._open(job)
-            tracks = self._tracks(shot, job, then=lambda: self._announce_looks(facts, job, previews=1))
-            retargeted = self._retargeted(shot, tracks, job)
-            source = self._source(shot, tracks, retargeted)
-            self._keep(folder, source, retargeted, job)
+            source = self._directed(
+                shot, folder, job, then=lambda: self._announce_looks(facts, job, previews=1)
+            )
             preview, sheet = self._show(folder, source, job, finished=None)
             return Made(
                 video=None,
@@ -233,6 +229,14 @@ class Production:
 
             self.engine.fetch_presets(request.loras, on_progress=fetched)
             self.engine.make_ready(_load(facts, request.sampling), presets=request.loras)
+
+    def _directed(self, shot: _Shot, folder: Path, job: Job, *, then: Callable[[], None]) -> TrackedSource:
+        """All that is known of the driving video, as what guides the model; `then` is that of `_tracks`."""
+        tracks = self._tracks(shot, job, then=then)
+        retargeted = self._retargeted(shot, tracks, job)
+        source = self._source(shot, tracks, retargeted)
+        self._keep(folder, source, retargeted, job)
+        return source
 
     def _tracks(self, shot: _Shot, job: Job, *, then: Callable[[], None]) -> Tracks:
         """Pass 1, or what it left behind for the same video; `then` announces the stages that follow."""
@@ -471,6 +475,4 @@ class _Behind:
 
 def _load(facts: Facts, sampling: Sampling) -> Load:
     """A clip of the request, as the memory plan knows it."""
-    return Load(
-        width=facts.width, height=facts.height, frames=sampling.clip_len, passes=2 if sampling.guided else 1
-    )
+    return Load(width=facts.width, height=facts.height, frames=sampling.clip_len, passes=sampling.passes)

@@ -128,6 +128,10 @@ class Backend(PeopleFinder, PoseEstimator, MaskTracker, Protocol):
         ...
 
 
+NOBODY_IN_PICTURE: Final = (
+    "no person was found in the picture: use one that shows a single person with head and upper body"
+)
+
 BACKENDS: Final = ("full", "embedded")
 
 

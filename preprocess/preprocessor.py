@@ -87,7 +87,7 @@ class Preprocessor:
         if not present.any():
             raise NoPersonFound(_nobody(video))
         silhouettes, verdict = (
-            self._silhouettes(video, track, poses, present, shots, job) if masks else (None, None)
+            self._silhouettes(video, track, poses, present, shots, job, rate=rate) if masks else (None, None)
         )
         with job.stage("smooth", total=len(sources)) as stage:
             steady = smooth_poses(poses, present, shots, rate=rate, frame_size=video.size, check=job.check)
@@ -123,8 +123,10 @@ class Preprocessor:
         present: np.ndarray,
         shots: np.ndarray,
         job: Job,
+        *,
+        rate: float,
     ) -> tuple[PackedMasks, Verdict]:
-        """The person's masks of the source frames (N), and what is wrong with them.
+        """The person's masks of the source frames (N), and what is wrong with them; `rate` of them a second.
 
         Where the tracker or the pose loses the person for a moment, the masks around stand in, both of
         them: a halo of the old person is worse than a few pixels of background less. Where the person is
@@ -151,7 +153,6 @@ class Preprocessor:
                     stage.advance()
 
             packed = PackedMasks.pack(cleaned())
-        rate = float(video.fps) * len(present) / video.num_frames
         verdict = judge(areas, reaches, present, shots, rate=rate)
         gaps = {
             frame: (absence.before, absence.after)
@@ -297,7 +298,7 @@ def face_warnings(poses: np.ndarray) -> list[str]:
     seen = (poses[:, FACE, 2] >= VISIBLE).mean(axis=1) >= MIN_SHARE
     if not seen.any():
         return ["no face was found in any frame: the character keeps a face without expression"]
-    ranges = [(start, stop - 1) for start, stop in spans(seen) if not seen[start]]
+    ranges = _ranges(~seen)
     if not ranges:
         return []
     return [f"no face in {_in_words(ranges)}: it is cut out where it should be, by the frames around"]
@@ -311,11 +312,7 @@ def mask_warnings(verdict: Verdict, shown: np.ndarray) -> list[str]:
         (mended, "the mask lost the person for a moment in {}: the masks around stand in"),
         (doubtful, "the mask may miss part of the person in {}: the original may show through there"),
     )
-    return [
-        sentence.format(_in_words([(start, stop - 1) for start, stop in spans(wrong) if wrong[start]]))
-        for wrong, sentence in sentences
-        if wrong.any()
-    ]
+    return [sentence.format(_in_words(_ranges(wrong))) for wrong, sentence in sentences if wrong.any()]
 
 
 def newcomer_warnings(
@@ -337,6 +334,11 @@ def newcomer_warnings(
 
 def _which(subject: Subject) -> str:
     return f"the {'most central' if subject == 'center' else subject} person"
+
+
+def _ranges(flags: np.ndarray) -> list[tuple[int, int]]:
+    """First and last frames of the runs in which flags (T,) are up."""
+    return [(start, stop - 1) for start, stop in spans(flags) if flags[start]]
 
 
 def _in_words(ranges: Sequence[tuple[int, int]]) -> str:

@@ -24,16 +24,9 @@ from wan_animate.wan.speed.plan import Load, Plan
 
 from .hub_server import Repository, serving
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = Load(width=64, height=64, frames=5)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small take ten times as long when threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def plan(transformer: str = "resident", encoders: str = "resident", *, compiled: bool = False) -> Plan:

@@ -43,6 +43,8 @@ from benchmarks.random_checkpoint import (
 from . import seeded
 from .hub_server import Repository, serving
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASE = "dit_a"
 MANIFESTS = Path(__file__).parents[2] / "shared" / "manifests"
 FLOAT32_TOLERANCE = 5e-5  # relative L2; summation order, and diffusers' float32 sinusoid
@@ -57,15 +59,6 @@ def published(dtype: torch.dtype) -> dict[str, torch.Tensor]:
         name: (BLUR * BLUR.T / 64).to(dtype) for name in motion_encoder_shapes() if is_constant(name)
     }
     return dict(sorted((tensors | constants_of_it).items()))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small take ten times as long when threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

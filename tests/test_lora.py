@@ -16,6 +16,8 @@ from wan_animate.wan.model.lora import Lora, LoraSwitch, Shapes, parameter_shape
 from wan_animate.wan.model.transformer import AnimateTransformer, Prepared
 from wan_animate.wan.runtime.errors import ModelFilesBroken
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MANIFESTS = Path(__file__).parents[2] / "shared" / "manifests"
 WIDTH, FFN, TEXT, LAYERS, RANK = 24, 48, 16, 4, 3
 CONFIG = {
@@ -55,15 +57,6 @@ class Dice:
 
     def __call__(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
         return torch.randn(*shape, generator=self._generator) * scale
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Layers this small take ten times as long when threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

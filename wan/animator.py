@@ -27,12 +27,12 @@ from .conditioning import (
 from .conditions import ClipSource, Conditions
 from .denoise import Passes, denoise
 from .model.models import Models
-from .model.vae import SPACE_STRIDE, VideoVae, latent_frames
+from .model.vae import VideoVae, latent_frames
 from .runtime.job import Job, Stage
 from .sampling import Noise, Sampling, seeded_noise
 from .schedule import Schedule, plan_schedule
+from .speed.plan import Load
 
-PATCH = 2  # latent pixels a token, each way
 PART = 5  # latent frames decoded at a time, 17 or 20 frames of video: half a second of a 720p clip
 POLL_S = 0.05  # how often a cancellation is looked for while conditions are waited for
 
@@ -94,11 +94,10 @@ class Animator:
 
     def announce(self, job: Job, sampling: Sampling, *, num_frames: int, height: int, width: int) -> None:
         """Tell the job what `frames` is going to do, with rough seconds. Height and width in pixels."""
-        pace, passes = self.models.pace, 2 if sampling.guided else 1
+        pace, passes = self.models.pace, sampling.passes
         clips = len(plan_clips(num_frames, clip_len=sampling.clip_len, overlap=sampling.overlap))
         megapixels = sampling.clip_len * height * width / 1e6
-        token = SPACE_STRIDE * PATCH  # pixels a side
-        tokens = (latent_frames(sampling.clip_len) + 1) * (height // token) * (width // token)
+        tokens = Load(width=width, height=height, frames=sampling.clip_len).tokens
         job.expect("encode_text", passes, seconds_a_unit=pace.encode_s)
         job.expect("encode_image", 1, seconds_a_unit=pace.encode_s)
         job.expect("clip.condition", clips, seconds_a_unit=pace.condition_s * megapixels)

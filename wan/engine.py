@@ -88,6 +88,7 @@ class Engine:
             if plan != self._applied.plan:
                 logger.info("this clip needs the card's memory: the transformer is streamed from here on")
                 self._applied.stream_transformer()
+                self._warm.clear()  # other modules compute from here on
         self._set_loras(wanted)
 
     def out_of_memory(self, load: Load | None) -> str:

@@ -52,6 +52,11 @@ class Sampling:
         """Whether every step needs a second pass."""
         return self.guidance > 1
 
+    @property
+    def passes(self) -> int:
+        """Passes a step."""
+        return 2 if self.guided else 1
+
 
 # What the 4-step LoRA was made for: denoising_step_list and sample_shift of lightx2v's configs/distill. Its
 # scheduler (lightx2v/models/schedulers/wan/step_distill) has two rules: fresh noise after every step, and

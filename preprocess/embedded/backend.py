@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from ...wan.runtime.errors import NoPersonFound
-from ..backends import Estimate, People, Sought
+from ..backends import NOBODY_IN_PICTURE, Estimate, People, Sought
 from ..bystanders import regions_at
 from ..subjects import SubjectTrack, follow
 from .blazepose import MIN_PRESENCE, BlazePose
@@ -101,9 +101,7 @@ class EmbeddedBackend:
             pose = self._pool.call(_estimate, sought).pose
             if track.without_chairs(pose[None], np.ones(1, bool), shots).all():
                 return pose
-        raise NoPersonFound(
-            "no person was found in the picture: use one that shows a single person with head and upper body"
-        )
+        raise NoPersonFound(NOBODY_IN_PICTURE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

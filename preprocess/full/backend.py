@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from ...wan.runtime.errors import NoPersonFound
-from ..backends import Estimate, People, Sought
+from ..backends import NOBODY_IN_PICTURE, Estimate, People, Sought
 from ..keypoints import (
     BODY,
     LEFT_HIP,
@@ -137,10 +137,7 @@ class FullBackend:
         size = (picture.shape[0], picture.shape[1])
         track = follow([people], subject="largest", shots=np.zeros(1, int), frame_size=size, half=0)
         if track is None:
-            raise NoPersonFound(
-                "no person was found in the picture: "
-                "use one that shows a single person with head and upper body"
-            )
+            raise NoPersonFound(NOBODY_IN_PICTURE)
         alone = np.zeros((0, 4), np.float32)
         sought = Sought(frame=picture, region=track.regions[0], others=alone, accepts=lambda _: True)
         with closing(self.estimate_poses([sought])) as estimates:

@@ -38,11 +38,13 @@ class Applied:
     cache_dir: Path | None  # keeps compiled code for the next setup
 
     def stream_transformer(self) -> None:
-        """Move the transformer's blocks to the host, for good: a request needs the card's memory."""
+        """Move the transformer's blocks to the host, for good: a request needs the card's memory.
+
+        `warm_up` is the caller's, once it is known which LoRAs it is to be for.
+        """
         _stream_transformer(self.models, compiled=self.plan.compiled)
         self.plan = replace(self.plan, transformer="streamed")
         torch.cuda.empty_cache()
-        self.warm_up()
 
     def warm_up(self) -> None:
         """Compile now what the next clip would compile: at setup, or after LoRAs were switched."""
