@@ -1,16 +1,14 @@
 """The VAE's GPU layers compute what diffusers' do; their kernels what their plain forms do."""
 
 import copy
-import os
-import subprocess
-import sys
 
-import pytest
 import torch
 from wan_animate.wan.model.vae import VideoVae, chunks_of
 from wan_animate.wan.speed.vae_layout import FastCausalConv3d, use_gpu_kernels
 
 from benchmarks.random_models import random_vae
+
+from .interpreted import run_interpreted
 
 CONFIG = {"base_dim": 8, "dim_mult": [1, 2, 8, 8], "num_res_blocks": 1}  # widths of both kinds: 8, and 64
 
@@ -39,7 +37,7 @@ def test_the_weights_keep_their_names():
 INTERPRETED = """
 import itertools, torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
-from wan_animate.wan.speed import fused, kernels, vae_layout as vae
+from wan_animate.wan.speed import kernels, vae_layout as vae
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 torch.manual_seed(0)
@@ -70,15 +68,8 @@ want = vae.double_size(frames)
 out = torch.full_like(want, float("nan")).contiguous(memory_format=torch.channels_last)
 kernels.double_pixels(frames, out=out)
 assert torch.equal(out, want)
-tokens, weight = torch.randn(2, 6, 40), torch.rand(40) + 0.5
-cosines, sines = (torch.randn(1, 6, 1, 4).repeat_interleave(2, -1) for _ in range(2))
-out = torch.full_like(tokens, float("nan"))
-kernels.norm_and_rotate_rows(tokens, weight, cosines, sines, 1e-6, out=out)
-torch.testing.assert_close(out, fused._norm_and_rotate_plain(tokens, weight, cosines, sines, 1e-6))
 """
 
 
 def test_the_kernels_compute_what_their_plain_forms_do():
-    pytest.importorskip("triton")
-    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, "-c", INTERPRETED], check=True, env=environment)
+    run_interpreted(INTERPRETED)

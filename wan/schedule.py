@@ -16,6 +16,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 
 Solver = Literal["dpm++", "unipc", "euler"]
+ORDER = 2  # of the multistep solvers, as published
 AnySolver = DPMSolverMultistepScheduler | UniPCMultistepScheduler | FlowMatchEulerDiscreteScheduler
 
 TRAIN_TIMESTEPS = 1000  # Wan2.2 wan/configs/shared_config.py num_train_timesteps
@@ -54,14 +55,12 @@ def make_solver(schedule: Schedule) -> AnySolver:
     elif schedule.solver == "dpm++":
         solver = DPMSolverMultistepScheduler(
             algorithm_type="dpmsolver++",
-            solver_order=2,
+            solver_order=ORDER,
             prediction_type="flow_prediction",
             use_flow_sigmas=True,
         )
     else:
-        solver = UniPCMultistepScheduler(
-            solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True
-        )
+        solver = HostUniPC(solver_order=ORDER, prediction_type="flow_prediction", use_flow_sigmas=True)
     # A new solver is in the state set_timesteps leaves, but for these: it would only compute other sigmas.
     solver.num_inference_steps = len(schedule.timesteps)
     solver.sigmas = torch.from_numpy(schedule.sigmas)
@@ -70,3 +69,74 @@ def make_solver(schedule: Schedule) -> AnySolver:
     # value.
     solver.set_begin_index(0)
     return solver
+
+
+class HostUniPC(UniPCMultistepScheduler):
+    """diffusers' UniPC with its few numbers kept on the host.
+
+    diffusers computes them where the latents are, and solving two equations there makes the host wait for the
+    whole step before. The numbers and their order are diffusers': the latents are the same.
+    """
+
+    def multistep_uni_p_bh_update(
+        self,
+        model_output: torch.Tensor,  # noqa: ARG002 - the newest of model_outputs already
+        *,
+        sample: torch.Tensor,
+        order: int,
+    ) -> torch.Tensor:
+        """The prediction for the next noise level."""
+        return self._advance(sample, level=self.step_index, order=order, arrived=None)
+
+    def multistep_uni_c_bh_update(
+        self,
+        this_model_output: torch.Tensor,
+        *,
+        last_sample: torch.Tensor,
+        this_sample: torch.Tensor,  # noqa: ARG002 - what is corrected is made anew from the one before
+        order: int,
+    ) -> torch.Tensor:
+        """The last prediction again, now that the model has seen where it led."""
+        return self._advance(last_sample, level=self.step_index - 1, order=order, arrived=this_model_output)
+
+    def _advance(
+        self, sample: torch.Tensor, *, level: int, order: int, arrived: torch.Tensor | None
+    ) -> torch.Tensor:
+        """From noise level number `level` to the next: UniPC (Zhao et al., 2302.04867) with B₂(h).
+
+        `arrived` is what the model makes of the sample at the next level, if that is known.
+        """
+        alpha_to, sigma_to = self._sigma_to_alpha_sigma_t(self.sigmas[level + 1])
+        _, sigma_from = self._sigma_to_alpha_sigma_t(self.sigmas[level])
+        start = self._half_log_snr(level)
+        step = self._half_log_snr(level + 1) - start
+        now, earlier = self.model_outputs[-1], self.model_outputs[-order:-1][::-1]
+        places = [(self._half_log_snr(level - back) - start) / step for back in range(1, order)]
+        slopes = [(before - now) / place for before, place in zip(earlier, places, strict=True)]
+        grown = torch.expm1(-step)
+        if arrived is None:  # order 2 has one slope, and takes half of it
+            shares = torch.full((len(slopes),), 0.5)
+        else:
+            slopes.append(arrived - now)
+            shares = _unipc_shares(torch.stack([*places, torch.ones(())]), step)
+        change = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
+        return sigma_to / sigma_from * sample - alpha_to * grown * now - alpha_to * grown * change
+
+    def _half_log_snr(self, level: int) -> torch.Tensor:
+        alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[level])
+        return torch.log(alpha) - torch.log(sigma)
+
+
+def _unipc_shares(places: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+    """How much of each slope at `places` (order,) the corrector takes: (order,), all on the host."""
+    order = len(places)
+    if order == 1:
+        return torch.full((1,), 0.5)
+    grown = torch.expm1(-step)
+    phi, factorial, rows, sides = grown / -step - 1, 1, [], []
+    for power in range(order):
+        rows.append(torch.pow(places, power))
+        sides.append(phi * factorial / grown)
+        factorial *= power + 2
+        phi = phi / -step - 1 / factorial
+    return torch.linalg.solve(torch.stack(rows), torch.stack(sides))

@@ -19,7 +19,8 @@ from einops import rearrange
 from torch.nn import functional
 from transformers import CLIPVisionModel, PreTrainedTokenizerBase, UMT5EncoderModel
 
-TEXT_TOKENS = 512  # Wan2.2 wan/configs/shared_config.py text_len; diffusers' attention relies on it
+from .transformer import TEXT_TOKENS
+
 KEPT = 8  # features a kind: 4 MB a prompt, 1 MB a picture
 CLIP_SIZE = 224  # pixels a side; Wan2.2 wan/modules/animate/clip.py image_size
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # openai/clip-vit preprocessor_config.json, R G B in 0 … 1

@@ -21,6 +21,8 @@ from diffusers.models.transformers.transformer_wan_animate import (
 from einops import rearrange
 from torch.nn import functional
 
+TEXT_TOKENS = 512  # Wan2.2 wan/configs/shared_config.py text_len; diffusers' attention relies on it
+PICTURE_TOKENS = 257  # CLIP ViT-H/14 at 224 × 224: 16 × 16 patches and the class token
 LATENT_CHANNELS = 16
 GIVEN_CHANNELS = 20  # 4 of mask, 16 of latents
 
@@ -36,7 +38,7 @@ class Prepared:
     given: torch.Tensor  # (B, 20, L + 1, h, w): mask and latents of what is already known
     pose: torch.Tensor  # (B, N_video, D): the pose video's tokens, added to all tokens but the reference's
     rotary: tuple[torch.Tensor, torch.Tensor]  # cosines and sines, (1, N, 1, D / heads) float32
-    context: torch.Tensor  # (B, 257 + 512, D): projected picture and text
+    context: torch.Tensor  # (B, 257 + S, D): projected picture and text, from embed_context
     faces: tuple[FaceTables, ...]  # one pair an adapter
 
     def replace(self, *, context: torch.Tensor, faces: tuple[FaceTables, ...]) -> "Prepared":
@@ -46,6 +48,9 @@ class Prepared:
 
 class AnimateTransformer(WanAnimateTransformer3DModel):
     """diffusers' class, with what it computes split by how often it changes."""
+
+    folds_padding: bool = False
+    """Whether the blocks take a text whose padding is one token; diffusers' own take 512 tokens."""
 
     # time_proj joins diffusers' list: the published model computes the modulation in float32 throughout.
     _keep_in_fp32_modules: ClassVar[list[str]] = [
@@ -80,7 +85,10 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         return self
 
     def embed_context(self, text: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-        """Project text (B, 512, text width) and picture (B, 257, image width) to (B, 769, D). Once a request.
+        """Picture (B, 257, image width) and text (B, 512, text width) → (B, 257 + S, D). Once a request.
+
+        Text is zero beyond the prompt, so all of its padding is one token, over and over. Blocks that fold it
+        are given that one once: S is the prompt's tokens and one more. For others S is 512.
 
         The blocks' own keys and values of it are not kept: at the real size they would take 0.6 GB a pass to
         save 3 of a step's 7,000 TFLOP.
@@ -90,6 +98,8 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             self.condition_embedder.image_embedder,
         )
         assert embed_image is not None  # Animate's transformers have an image_dim
+        if self.folds_padding:
+            text = text[:, : prompt_tokens(text) + 1]
         return torch.cat(
             [embed_image(image.to(self.compute_dtype)), embed_text(text.to(self.compute_dtype))], dim=1
         )
@@ -107,7 +117,7 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         given: torch.Tensor,  # (B, 20, L + 1, h, w)
         pose: torch.Tensor,  # (B, 16, L, h, w) latents
         motion: torch.Tensor,  # (B, T, M), T = 4 L − 3
-        context: torch.Tensor,  # (B, 769, D), from embed_context
+        context: torch.Tensor,  # (B, 257 + S, D), from embed_context
     ) -> Prepared:
         """Compute all that is constant over a clip's steps. Raises ValueError where the shapes do not fit."""
         batch, channels, frames, height, width = given.shape
@@ -136,7 +146,9 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         time_embedding, modulation = self.embed_time(timestep)
         patches = self.patch_embedding(torch.cat([latents.to(self.compute_dtype), prepared.given], dim=1))
         tokens = rearrange(patches, "b d t h w -> b (t h w) d").contiguous()
-        tokens[:, -prepared.pose.shape[1] :] += prepared.pose
+        tokens[:, -prepared.pose.shape[1] :].add_(
+            prepared.pose
+        )  # `+=` would copy the slice onto itself after
         distance = self.config["inject_face_latents_blocks"]
         faces = zip(self.adapters, prepared.faces, strict=True)
         for index, block in enumerate(self.blocks):
@@ -165,6 +177,12 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
             "b (t h w) (pt ph pw c) -> b c (t pt) (h ph) (w pw)",
             t=t, h=h, w=w, pt=pt, ph=ph, pw=pw,
         ).float()  # fmt: skip
+
+
+def prompt_tokens(text: torch.Tensor) -> int:
+    """How many tokens of (B, 512, W) are not padding."""
+    used = text.ne(0).any(dim=2).any(dim=0).nonzero()
+    return int(used[-1]) + 1 if len(used) else 0
 
 
 def time_waves(timestep: float, width: int, device: torch.device) -> torch.Tensor:

@@ -14,7 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..model.transformer import PICTURE_TOKENS, TEXT_TOKENS
+
 logger = logging.getLogger(__name__)
+
+SHORT_TEXT = 12  # tokens: about what the default prompt has
 
 
 def compile_blocks(blocks: Iterable[nn.Module], *, backend: str | Callable[..., Any] = "inductor") -> None:
@@ -54,12 +58,13 @@ def warm_up(block: nn.Module, *, width: int, head_dim: int, tokens: int, device:
     """Run a block on random tokens, so that a setup compiles, not the first request."""
     dtype = next(p.dtype for p in block.parameters() if p.ndim == 2)
     with torch.inference_mode():
-        block(
-            torch.randn(1, tokens, width, device=device, dtype=dtype),
-            torch.randn(1, 257 + 512, width, device=device, dtype=dtype),
-            torch.randn(1, 6, width, device=device),
-            (torch.randn(1, tokens, 1, head_dim, device=device),) * 2,
-        )
+        for text in (TEXT_TOKENS, SHORT_TEXT):  # the kernel for a full text, and the one for a short
+            block(
+                torch.randn(1, tokens, width, device=device, dtype=dtype),
+                torch.randn(1, PICTURE_TOKENS + text, width, device=device, dtype=dtype),
+                torch.randn(1, 6, width, device=device),
+                (torch.randn(1, tokens, 1, head_dim, device=device),) * 2,
+            )
 
 
 def _stamp() -> str:

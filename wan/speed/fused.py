@@ -1,45 +1,79 @@
 """The transformer's block with fewer trips through memory between its matrix products.
 
-Norms, modulation, gates and residuals are left to the compiler, which fuses them well. Ours is what it does
-not: the norm of queries and keys over all heads with the rotation that follows, and GELU inside the product
-before it.
-Letters: B batch, N tokens, D width, all heads together.
+Five operations are ours, and each can be left out: the norm of queries and keys over all heads with the
+rotation that follows; GELU inside the product before it; a residual sum together with the norm that reads it;
+the look at text and picture, from unnormed queries to the sum of both; norms of the face adapters. What is
+left between the products is the compiler's.
+Letters: B batch, N tokens, S tokens that are looked at, D width, all heads together.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.activations import GELU
 from diffusers.models.transformers.transformer_wan_animate import (
-    WanAnimateTransformer3DModel,
     WanAttention,
     WanTransformerBlock,
 )
 
+from ..model.transformer import PICTURE_TOKENS, TEXT_TOKENS, AnimateTransformer
 from .attention import PLAIN, attend
 from .lazy import kernels
 
-TEXT_TOKENS = 512  # the context is the picture's tokens, then this many of text
-
 
 def fuse(
-    transformer: WanAnimateTransformer3DModel, *, attention: str, rotation: bool = True, gelu: bool = True
+    transformer: AnimateTransformer,
+    *,
+    attention: str,
+    rotation: bool = True,
+    gelu: bool = True,
+    norms: bool = True,
+    context: bool = True,
 ) -> None:
     """Let all blocks use the fused operations; `attention` names the kernel of the tokens among themselves.
 
-    Text and picture are too few tokens for the large kernels to pay (an H200, 75,600 tokens: 3.4 ms with
-    flash-attn-4, 2.7 ms with torch's own): those use plain attention. `rotation` and `gelu` False leave these
-    two as diffusers has them, for measurements. Weights stay as they are.
+    The four switches leave what diffusers has in place of an operation, for measurements. Weights stay as
+    they are.
     """
     for block in transformer.blocks:
         assert isinstance(block, WanTransformerBlock)
         for module in (block.attn1, block.attn2):
-            processor: Any = FusedAttention(attention, rotation=rotation)  # diffusers lists only its own
+            # diffusers lists only its own
+            processor: Any = FusedAttention(attention, rotation=rotation, context=context)
             module.set_processor(processor)
+        # The instances keep their weights; only their forward changes.
         if gelu and isinstance(block.ffn.net[0], GELU):
-            # The instance keeps its weights; only its forward changes.
             block.ffn.net[0].__class__ = FusedGelu
+        if norms:
+            block.__class__ = FusedBlock
+    if norms:
+        for adapter in transformer.adapters:
+            adapter.norm_q.__class__ = FusedHeadNorm
+    transformer.folds_padding = context
+
+
+class FusedBlock(WanTransformerBlock):
+    """A block that reads and writes its tokens once a norm."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,  # (B, N, D)
+        encoder_hidden_states: torch.Tensor,  # (B, S, D)
+        temb: torch.Tensor,  # (1, 6, D) float32
+        rotary_emb: tuple[torch.Tensor, torch.Tensor],
+    ) -> torch.Tensor:
+        modulation = (self.scale_shift_table + temb.float())[0]
+        shift, scale, gate, ffn_shift, ffn_scale, ffn_gate = modulation.unbind(0)
+        norm2 = cast("torch.nn.LayerNorm", self.norm2)
+        normed = norm_tokens(hidden_states, 1 + scale, shift, self.norm1.eps)
+        attended = self.attn1(normed, None, None, rotary_emb)
+        tokens, normed = add_and_norm(
+            hidden_states, attended, gate, norm2.weight.float(), norm2.bias.float(), norm2.eps
+        )
+        attended = self.attn2(normed, encoder_hidden_states, None, None)
+        tokens, normed = add_and_norm(tokens, attended, None, 1 + ffn_scale, ffn_shift, self.norm3.eps)
+        return (tokens.float() + self.ffn(normed).float() * ffn_gate).type_as(tokens)
 
 
 class FusedAttention:
@@ -48,9 +82,10 @@ class FusedAttention:
     _attention_backend = None  # diffusers reads and sets these on every processor
     _parallel_config = None
 
-    def __init__(self, kernel: str, *, rotation: bool = True) -> None:
+    def __init__(self, kernel: str, *, rotation: bool, context: bool) -> None:
         self.kernel = kernel
         self.rotation = rotation
+        self.context = context
 
     def __call__(
         self,
@@ -66,7 +101,7 @@ class FusedAttention:
         else:
             assert encoder_hidden_states is not None
             attended = self._to_context(attn, hidden_states, encoder_hidden_states)
-        return attn.to_out[0](attended.flatten(2))
+        return attn.to_out[0](attended)
 
     def _among_themselves(
         self, attn: WanAttention, tokens: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor]
@@ -76,22 +111,22 @@ class FusedAttention:
         queries = norm(attn.to_q(tokens), attn.norm_q.weight, *rotary, _eps(attn.norm_q))
         keys = norm(attn.to_k(tokens), attn.norm_k.weight, *rotary, _eps(attn.norm_k))
         values = attn.to_v(tokens)
-        return attend(*(part.unflatten(2, heads) for part in (queries, keys, values)), self.kernel)
+        attended = attend(*(part.unflatten(2, heads) for part in (queries, keys, values)), self.kernel)
+        return attended.flatten(2)
 
     def _to_context(self, attn: WanAttention, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        heads = (attn.heads, -1)
-        queries = attn.norm_q(attn.to_q(tokens)).unflatten(2, heads)
-        text = context
-        picture = None
-        if attn.add_k_proj is not None:
-            picture, text = context[:, :-TEXT_TOKENS], context[:, -TEXT_TOKENS:]
-        keys = attn.norm_k(attn.to_k(text)).unflatten(2, heads)
-        attended = attend(queries, keys, attn.to_v(text).unflatten(2, heads), PLAIN)
-        if picture is not None and attn.add_k_proj is not None and attn.add_v_proj is not None:
-            keys = attn.norm_added_k(attn.add_k_proj(picture)).unflatten(2, heads)
-            values = attn.add_v_proj(picture).unflatten(2, heads)
-            attended = attended + attend(queries, keys, values, PLAIN)
-        return attended
+        assert (
+            attn.add_k_proj is not None and attn.add_v_proj is not None
+        )  # Animate's models look at a picture
+        picture, text = context[:, :PICTURE_TOKENS], context[:, PICTURE_TOKENS:]
+        queries = attn.to_q(tokens)
+        text_keys, picture_keys = attn.norm_k(attn.to_k(text)), attn.norm_added_k(attn.add_k_proj(picture))
+        text_values, picture_values = attn.to_v(text), attn.add_v_proj(picture)
+        weight, eps = attn.norm_q.weight, _eps(attn.norm_q)
+        parts = (text_keys, text_values, picture_keys, picture_values)
+        if self.context:
+            return attend_context(queries, weight, eps, *parts, attn.heads)
+        return _attend_context_plain(queries, weight, eps, *parts, attn.heads)
 
 
 class FusedGelu(GELU):
@@ -104,6 +139,142 @@ class FusedGelu(GELU):
         if type(self.proj) is not torch.nn.Linear:
             return super().forward(hidden_states)
         return linear_gelu(hidden_states, self.proj.weight, self.proj.bias)
+
+
+class FusedHeadNorm(torch.nn.RMSNorm):
+    """The norm of one head's queries in one kernel; torch's own takes four times as long for short rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not x.is_cuda:
+            return super().forward(x)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        kernels().norm_heads(x, self.weight, _eps(self), out=out)
+        return out
+
+
+@torch.library.custom_op("wan_animate::norm_tokens", mutates_args=())
+def norm_tokens(tokens: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
+    """Layer norm over the width of tokens (B, N, D), times `weight` plus `shift`, (D,) float32 each."""
+    if not tokens.is_cuda:
+        return F.layer_norm(tokens.float(), tokens.shape[-1:], weight, shift, eps).to(tokens.dtype)
+    tokens = tokens.contiguous()
+    out = torch.empty_like(tokens)
+    kernels().norm_tokens(tokens, weight.contiguous(), shift.contiguous(), eps, out=out)
+    return out
+
+
+@norm_tokens.register_fake
+def _(
+    tokens: torch.Tensor,
+    weight: torch.Tensor,  # noqa: ARG001
+    shift: torch.Tensor,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+) -> torch.Tensor:
+    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("wan_animate::add_and_norm", mutates_args=())
+def add_and_norm(
+    tokens: torch.Tensor,
+    added: torch.Tensor,
+    gate: torch.Tensor | None,
+    weight: torch.Tensor,
+    shift: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """tokens + gate · added, and `norm_tokens` of that: (B, N, D) both; `gate` is (D,) float32, None for 1.
+
+    Summed in float32 and rounded once; the norm is of what was rounded, as in diffusers.
+    """
+    if not tokens.is_cuda:
+        total = (tokens.float() + added.float() * (1.0 if gate is None else gate)).to(tokens.dtype)
+        return total, F.layer_norm(total.float(), total.shape[-1:], weight, shift, eps).to(total.dtype)
+    tokens, added = tokens.contiguous(), added.contiguous()
+    total, out = torch.empty_like(tokens), torch.empty_like(tokens)
+    kernels().norm_tokens(
+        tokens, weight.contiguous(), shift.contiguous(), eps,
+        out=out, added=added, gate=None if gate is None else gate.contiguous(), total=total,
+    )  # fmt: skip
+    return total, out
+
+
+@add_and_norm.register_fake
+def _(
+    tokens: torch.Tensor,
+    added: torch.Tensor,  # noqa: ARG001
+    gate: torch.Tensor | None,  # noqa: ARG001
+    weight: torch.Tensor,  # noqa: ARG001
+    shift: torch.Tensor,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+) -> tuple[torch.Tensor, torch.Tensor]:
+    like = torch.empty_like(tokens, memory_format=torch.contiguous_format)
+    return like, torch.empty_like(like)
+
+
+@torch.library.custom_op("wan_animate::attend_context", mutates_args=())
+def attend_context(
+    queries: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    text_keys: torch.Tensor,
+    text_values: torch.Tensor,
+    picture_keys: torch.Tensor,
+    picture_values: torch.Tensor,
+    heads: int,
+) -> torch.Tensor:
+    """What tokens see of the text and of the picture, summed: (B, N, D), from queries not normed yet.
+
+    Keys and values are (B, S, D). The text always stands for 512 tokens: where it has fewer, its last one is
+    the padding, and counts for all of it. Equal keys get equal shares, so that is exact.
+    """
+    parts = (text_keys, text_values, picture_keys, picture_values)
+    if not queries.is_cuda:
+        return _attend_context_plain(queries, weight, eps, *parts, heads)
+    queries = queries.contiguous()
+    text_keys, text_values, picture_keys, picture_values = (part.contiguous() for part in parts)
+    out = torch.empty_like(queries)
+    kernels().attend_context(
+        queries, weight, eps, (text_keys, text_values), (picture_keys, picture_values),
+        repeats=TEXT_TOKENS + 1 - text_keys.shape[1], heads=heads, out=out,
+    )  # fmt: skip
+    return out
+
+
+@attend_context.register_fake
+def _(
+    queries: torch.Tensor,
+    weight: torch.Tensor,  # noqa: ARG001
+    eps: float,  # noqa: ARG001
+    text_keys: torch.Tensor,  # noqa: ARG001
+    text_values: torch.Tensor,  # noqa: ARG001
+    picture_keys: torch.Tensor,  # noqa: ARG001
+    picture_values: torch.Tensor,  # noqa: ARG001
+    heads: int,  # noqa: ARG001
+) -> torch.Tensor:
+    return torch.empty_like(queries, memory_format=torch.contiguous_format)
+
+
+def _attend_context_plain(
+    queries: torch.Tensor,
+    weight: torch.Tensor,
+    eps: float,
+    text_keys: torch.Tensor,
+    text_values: torch.Tensor,
+    picture_keys: torch.Tensor,
+    picture_values: torch.Tensor,
+    heads: int,
+) -> torch.Tensor:
+    normed = F.rms_norm(queries, queries.shape[-1:], weight, eps)
+    by_head = (part.unflatten(2, (heads, -1)) for part in (normed, picture_keys, picture_values))
+    seen = attend(*by_head, PLAIN)
+    # The padding is spelled out: torch's attention has no weights for keys.
+    padding = TEXT_TOKENS - text_keys.shape[1]
+    text = (
+        torch.cat([part, part[:, -1:].expand(-1, padding, -1)], dim=1) for part in (text_keys, text_values)
+    )
+    by_head = (part.unflatten(2, (heads, -1)) for part in (normed, *text))
+    return (attend(*by_head, PLAIN) + seen).flatten(2)
 
 
 @torch.library.custom_op("wan_animate::linear_gelu", mutates_args=())
