@@ -1,6 +1,10 @@
 """Attention kernels: one signature, one answer, chosen once."""
 
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +58,32 @@ def test_a_kernel_that_computes_something_else_is_not_usable(monkeypatch: pytest
     error = attention.difference("off", device=CPU, dtype=torch.float32, head_dim=16)
     assert error == pytest.approx(0.1, rel=1e-3)
     assert error > attention.TOLERANCE
+
+
+def test_of_kernels_about_as_fast_the_most_promising_is_picked():
+    first, second, *_ = attention.KERNELS
+    assert attention.pick({first: 1.04, second: 1.0, PLAIN: 1.2}) == first
+    assert attention.pick({first: 1.06, second: 1.0, PLAIN: 1.2}) == second
+
+
+COMPILED = """
+from pathlib import Path
+import torch
+from wan_animate.wan.speed.hopper import compile_forward
+compile_forward(torch.bfloat16, 128)
+(code,) = Path(".").glob("*.ptx")
+text = code.read_text()
+loads = [line for line in text.splitlines() if "cp.async.bulk.tensor" in line and "global" in line]
+shared = [line for line in loads if "multicast::cluster" in line]
+assert len(shared) > 0 and len(loads) - len(shared) > 0, loads  # keys and values; queries
+assert "wgmma" in text
+"""
+
+
+def test_the_kernel_that_shares_keys_compiles_for_a_hopper_card_that_is_not_here(tmp_path: Path):
+    pytest.importorskip("flash_attn.cute")
+    environment = os.environ | {"CUTE_DSL_ARCH": "sm_90a", "CUTE_DSL_KEEP_PTX": "1", "CUTE_DSL_DUMP_DIR": "."}
+    subprocess.run([sys.executable, "-c", COMPILED], check=True, env=environment, cwd=tmp_path)
 
 
 @pytest.mark.gpu

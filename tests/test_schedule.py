@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from wan_animate.wan.schedule import make_solver, plan_schedule
 
 from .seeded import DATA, GOLDEN
@@ -74,3 +75,21 @@ def test_timesteps_that_repeat_by_truncation_do_not_confuse_the_solver():
     for timestep in stepper.timesteps:
         latents = stepper.step(torch.zeros(1), timestep, latents, return_dict=False)[0]
     assert stepper.step_index == 100
+
+
+@pytest.mark.parametrize(("steps", "shift"), [(1, 5.0), (2, 5.0), (4, 5.0), (30, 7.0)])
+def test_unipc_on_the_host_is_diffusers_to_the_bit(steps, shift):
+    schedule = plan_schedule("unipc", steps=steps, shift=shift)
+    ours = make_solver(schedule)
+    theirs = UniPCMultistepScheduler(solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True)
+    theirs.num_inference_steps, theirs.sigmas, theirs.timesteps = steps, ours.sigmas, ours.timesteps
+    theirs.set_begin_index(0)
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(1, 4, 2, 4, 4, generator=generator)] * 2
+    for timestep in ours.timesteps:
+        said = torch.randn(1, 4, 2, 4, 4, generator=generator)
+        latents = [
+            solver.step(said, timestep, one, return_dict=False)[0]
+            for solver, one in zip((ours, theirs), latents, strict=True)
+        ]
+        assert torch.equal(*latents)

@@ -7,7 +7,7 @@ at (steps 1000, 750, 500, 250 shifted: 1000, 937.5, 833.3, 625), which are not t
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class HostUniPC(UniPCMultistepScheduler):
         order: int,
     ) -> torch.Tensor:
         """The prediction for the next noise level."""
-        return self._advance(sample, level=self.step_index, order=order, arrived=None)
+        return self._advance(sample, level=self._level, order=order, arrived=None)
 
     def multistep_uni_c_bh_update(
         self,
@@ -97,7 +97,7 @@ class HostUniPC(UniPCMultistepScheduler):
         order: int,
     ) -> torch.Tensor:
         """The last prediction again, now that the model has seen where it led."""
-        return self._advance(last_sample, level=self.step_index - 1, order=order, arrived=this_model_output)
+        return self._advance(last_sample, level=self._level - 1, order=order, arrived=this_model_output)
 
     def _advance(
         self, sample: torch.Tensor, *, level: int, order: int, arrived: torch.Tensor | None
@@ -110,7 +110,8 @@ class HostUniPC(UniPCMultistepScheduler):
         _, sigma_from = self._sigma_to_alpha_sigma_t(self.sigmas[level])
         start = self._half_log_snr(level)
         step = self._half_log_snr(level + 1) - start
-        now, earlier = self.model_outputs[-1], self.model_outputs[-order:-1][::-1]
+        outputs = cast("list[torch.Tensor]", self.model_outputs)  # as many as the order needs are there
+        now, earlier = outputs[-1], outputs[-order:-1][::-1]
         places = [(self._half_log_snr(level - back) - start) / step for back in range(1, order)]
         slopes = [(before - now) / place for before, place in zip(earlier, places, strict=True)]
         grown = torch.expm1(-step)
@@ -121,6 +122,11 @@ class HostUniPC(UniPCMultistepScheduler):
             shares = _unipc_shares(torch.stack([*places, torch.ones(())]), step)
         change = sum(share * slope for share, slope in zip(shares, slopes, strict=True))
         return sigma_to / sigma_from * sample - alpha_to * grown * now - alpha_to * grown * change
+
+    @property
+    def _level(self) -> int:
+        assert self.step_index is not None  # `step` sets it first
+        return self.step_index
 
     def _half_log_snr(self, level: int) -> torch.Tensor:
         alpha, sigma = self._sigma_to_alpha_sigma_t(self.sigmas[level])

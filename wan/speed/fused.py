@@ -56,7 +56,7 @@ def fuse(
 class FusedBlock(WanTransformerBlock):
     """A block that reads and writes its tokens once a norm."""
 
-    def forward(
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - diffusers calls the pair a Tensor
         self,
         hidden_states: torch.Tensor,  # (B, N, D)
         encoder_hidden_states: torch.Tensor,  # (B, S, D)

@@ -6,7 +6,7 @@ in one piece of memory: a token's width, a pixel's channels.
 
 # Kernels have no types:
 # pyright: reportIndexIssue=false, reportCallIssue=false, reportArgumentType=false
-# pyright: reportGeneralTypeIssues=false, reportPossiblyUnbound=false
+# pyright: reportGeneralTypeIssues=false, reportPossiblyUnboundVariable=false
 # ruff: noqa: ANN001, ANN202, N803, N806, PLR0913, PLR0917 - a kernel's arguments are pointers and numbers, in order
 
 import math
