@@ -1,11 +1,12 @@
 """The app itself on a GPU, from setup to MP4, with model files of random content at their real size.
 
-    python -m benchmarks.app --cache FOLDER [--out FILE] [--video FILE]
+    python -m benchmarks.app --cache FOLDER [--out FILE] [--sheet FILE] [--video FILE]
 
 Writes 50 GB of model files, in the published formats, into a cache of the hub's layout below FOLDER (kept for
 the next run), then lets the app load them without a network and make a 77-frame video of 1280×720: twice with
 turbo, and with 20 steps. Preprocessing is the embedded one: random weights of the full one would find no
-person. Seconds a stage and the GPU's peak go into the JSON file.
+person. Seconds a stage and the GPU's peak go into the JSON file, with what decoding each MP4 found in it; a
+contact sheet of the last one lies beside it, for a video of random content is too large to be carried about.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from benchmarks.random_checkpoint import (
 )
 
 RESULTS = Path(__file__).parent / "results"
+SHEET_COLUMNS, SHEET_ROWS, SHEET_WIDTH = 4, 3, 320  # pixels a frame
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
@@ -42,14 +44,18 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True, help="folder for 50 GB of model files")
     parser.add_argument("--out", type=Path, help="the JSON file; default: results/<date>-app.json")
     parser.add_argument("--video", type=Path, help="where to keep the last video")
+    parser.add_argument(
+        "--sheet", type=Path, help="12 of its frames, a PNG; default: named as --video or --out"
+    )
     parser.add_argument("--requests", nargs="+", default=["turbo", "turbo", "20"], help="turbo, or steps")
     parser.add_argument("--commit", help="where the code came from, if this is no checkout")
     options = parser.parse_args()
     os.environ |= {"HF_HOME": str(options.cache), "HF_HUB_OFFLINE": "1"}  # before the library is imported
     written = write_files(options.cache / "hub")
-    report = asyncio.run(drive(options)) | {"write_model_files_s": written}
     out = options.out or RESULTS / f"{date.today()}-app.json"
     out.parent.mkdir(parents=True, exist_ok=True)
+    options.sheet = options.sheet or (options.video or out).with_suffix(".png")
+    report = asyncio.run(drive(options)) | {"write_model_files_s": written}
     out.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     sys.stdout.write(json.dumps(report, indent=1) + "\n")
 
@@ -96,7 +102,8 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
         changes = {"turbo": True} if request == "turbo" else {"sampling_steps": int(request)}
         torch.cuda.reset_peak_memory_stats()
         started = time.monotonic()
-        output = [one async for one in app.run(AppInput.model_validate(fields | changes))][-1]
+        asked = AppInput.model_validate(fields | changes)
+        output = [one async for one in app.run(asked)][-1]
         rows[f"{number}: {request}"] = {
             "seconds": round(time.monotonic() - started, 2),
             "peak_gib": round(torch.cuda.max_memory_allocated() / GIB, 2),
@@ -104,9 +111,11 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
             "size": f"{output.width}x{output.height}",
             "timings": output.timings,
             "warnings": output.warnings,
+            "file": look_at(made := Path(str(output.output_video.path)), sheet=options.sheet),
+            "settings": asked.model_dump(mode="json", exclude={"driving_video", "reference_image"}),
         }
         if options.video:
-            shutil.copy(str(output.output_video.path), options.video)
+            shutil.copy(made, options.video)
     applied = app._studio.engine._applied if app._studio else None
     assert applied is not None
     await app.unload()
@@ -128,6 +137,46 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
         "requests": rows,
         "rows": [],
     }
+
+
+def look_at(video: Path, *, sheet: Path) -> dict[str, Any]:
+    """What is in an MP4, found by decoding it; evenly spread frames of it go into a PNG."""
+    from wan_animate.wan.media.decode import open_video  # noqa: PLC0415
+
+    source = open_video(video)
+    count = SHEET_COLUMNS * SHEET_ROWS
+    wanted = [index * (source.num_frames - 1) // (count - 1) for index in range(count)]
+    kept, decoded = {}, 0
+    for index, frame in enumerate(source.frames()):
+        if index in wanted:
+            kept[index] = frame
+        decoded += 1
+    write_sheet([kept[index] for index in wanted], sheet)
+    return {
+        "bytes": video.stat().st_size,
+        "frames_decoded": decoded,
+        "seconds": round(float(source.info.duration), 3),
+        "fps": round(float(source.fps), 3),
+        "size": f"{source.info.width}x{source.info.height}",
+        "codec": source.info.codec,
+        "has_sound": source.info.has_audio,
+        "sheet": sheet.name,
+    }
+
+
+def write_sheet(frames: list[Any], path: Path) -> None:
+    """Frames in a grid: 2 MB of noise, for it cannot be packed."""
+    from PIL import Image  # noqa: PLC0415
+
+    pictures = [Image.fromarray(frame) for frame in frames]
+    height = SHEET_WIDTH * pictures[0].height // pictures[0].width
+    grid = Image.new("RGB", (SHEET_COLUMNS * SHEET_WIDTH, SHEET_ROWS * height))
+    for index, picture in enumerate(pictures):
+        row, column = divmod(index, SHEET_COLUMNS)
+        small = picture.resize((SHEET_WIDTH, height), Image.Resampling.BOX)
+        grid.paste(small, (column * SHEET_WIDTH, row * height))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grid.save(path, optimize=True)
 
 
 def wide_reference(path: Path, picture: Any) -> Path:  # noqa: ANN401 - an array

@@ -1,9 +1,11 @@
 """What every case needs: a clock, the device's ceilings, rows, and the facts behind a number."""
 
+import gc
 import platform
 import statistics
 import subprocess
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -31,8 +33,25 @@ class Row:
     runs: int = 0
     peak_gib: float | None = None  # largest memory of the GPU while it ran
     difference: float | None = None  # to float32; the unit is in `note`
-    floor_s: float | None = None  # operations over the matrix rate measured in this run
+    floor_s: float | None = None  # what operations and bytes take at the rates measured in this run
     note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What something asks of a machine at the very least."""
+
+    flop: float
+    moved: float  # bytes of the device's memory: weights, inputs and outputs, each once
+    copied: float = 0.0  # bytes of weights that come from the host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one whole request took."""
+
+    seconds: float
+    peak_gib: float | None  # None on a CPU
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,9 +62,13 @@ class Bench:
     tiny: bool = False  # a size that proves the code, not the speed
     rows: list[Row] = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
+    cases: tuple[str, ...] = ()  # of this run
     steps: tuple[int, ...] = (20, 4)  # of a whole clip
+    peer_steps: tuple[int, ...] = (4,)  # of diffusers' whole clip; none: without its pipeline
     on_row: Callable[[], None] = lambda: None
     engine: Any = None  # the engine that clip and memory share: building it takes a minute
+    pipeline_done: bool = False  # whether diffusers' pipeline has had its turn, for both cases
+    failed: int = 0
 
     @property
     def is_gpu(self) -> bool:
@@ -114,8 +137,20 @@ class Bench:
         if self.is_gpu:
             torch.cuda.synchronize()
 
+    def attempt(self, part: Callable[[], None]) -> None:
+        """Measure a part. If it fails the others keep their numbers, and the failure is counted."""
+        try:
+            part()
+        except Exception:
+            if self.tiny:  # there the failure is the product
+                raise
+            traceback.print_exc()
+            self.failed += 1
+        self.release()
+
     def release(self) -> None:
         """Give memory back between two networks."""
+        gc.collect()  # networks and their hooks refer to each other
         if self.is_gpu:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -146,8 +181,26 @@ class Bench:
             best = min(best, time.perf_counter() - started)
         return best
 
-    def floor(self, flop: float) -> float:
-        return flop / self.ceilings["matrix_flop_s"]
+    def floor(self, work: Work) -> float:
+        """Seconds below which this device cannot do it, whatever overlaps."""
+        link = self.ceilings.get("host_to_device_bytes_s")
+        return max(
+            work.flop / self.ceilings["matrix_flop_s"],
+            work.moved / self.ceilings["memory_bytes_s"],
+            work.copied / link if link else 0.0,
+        )
+
+    def request(self, make: Callable[[], object]) -> Measured:
+        """One whole request, once: its seconds and its peak."""
+        self.release()
+        self.synchronize()
+        started = time.perf_counter()
+        make()
+        self.synchronize()
+        seconds = time.perf_counter() - started
+        return Measured(
+            seconds=seconds, peak_gib=torch.cuda.max_memory_allocated() / GIB if self.is_gpu else None
+        )
 
 
 def relative(value: torch.Tensor, exact: torch.Tensor) -> float:

@@ -1,10 +1,13 @@
 """Every target of the specification with the newest value measured for it: met, not met, or missing.
 
-    python -m benchmarks.report          the table, and the rows of the newest file of every case
-    python -m benchmarks.report --short  the targets alone
+    python -m benchmarks.report               the table, and the newest row of everything that was measured
+    python -m benchmarks.report --short       the targets alone
+    python -m benchmarks.report --readme      the README's table
+    python -m benchmarks.report --gpu H100    any of these from the cards alone whose name contains this
 
 Reads benchmarks/results/*.json. The targets are numbers of one H100 80 GB; where another card was measured
-the table says so, and the peers' values of the same run tell how the cards compare.
+the table says so, and the peers' values of the same run tell how the cards compare. The README's table is of
+one card, the one measured last unless it is named, so that its columns compare.
 """
 
 import argparse
@@ -12,7 +15,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 RESULTS = Path(__file__).parent / "results"
 LARGE, SMALL = "1280x720", "832x480"
@@ -47,10 +50,16 @@ class Target:
 class Results:
     """All result files, newest first."""
 
-    def __init__(self, folder: Path = RESULTS) -> None:
+    def __init__(self, folder: Path = RESULTS, *, gpu: str = "") -> None:
+        """`gpu`: only of cards whose name contains this; what was measured without a card stays."""
         files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         runs = [run for run in files if "rows" in run and not run.get("settings", {}).get("tiny")]
         self.runs = sorted(runs, key=lambda run: run.get("date", ""), reverse=True)
+        self.keep_gpu(gpu)
+
+    def keep_gpu(self, name: str) -> None:
+        """Forget what other cards did."""
+        self.runs = [run for run in self.runs if name.lower() in (run.get("gpu") or name).lower()]
 
     def row(self, case: str, what: str, size: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The newest such row and its run."""
@@ -172,38 +181,98 @@ def target_table(results: Results) -> str:
 
 
 PEERS = ("diffusers, eager", "diffusers, blocks compiled")
-SPEED = (  # the README's rows: name, case, size, the peers' rows, ours
-    ("step at 1280×720", "step", LARGE, PEERS, OURS),
-    ("step at 832×480", "step", SMALL, PEERS, OURS),
-    (
-        "VAE, two encodes and one decode at 1280×720",
-        "vae",
-        LARGE,
-        ("clip: diffusers, bf16", ""),
-        "clip: ours",
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line of the README's table."""
+
+    name: str
+    case: str
+    size: str
+    peers: tuple[str, str]  # the rows of diffusers as it comes and compiled; "" where there is none
+    ours: str
+
+
+def _clip_line(steps: int) -> Line:
+    first, second = (f"{peer}, {steps} steps" for peer in PEERS)
+    name = f"whole clip at 1280×720, {steps} steps; here streamed"
+    return Line(
+        name=name, case="clip", size=LARGE, peers=(first, second), ours=f"ours, streamed, {steps} steps"
+    )
+
+
+SPEED = (
+    Line(name="step at 1280×720", case="step", size=LARGE, peers=PEERS, ours=OURS),
+    Line(name="step at 832×480", case="step", size=SMALL, peers=PEERS, ours=OURS),
+    Line(
+        name="VAE, two encodes and one decode at 1280×720",
+        case="vae",
+        size=LARGE,
+        peers=("clip: diffusers, bf16", ""),
+        ours="clip: ours",
     ),
-    ("whole clip at 1280×720, 20 steps, streamed", "clip", LARGE, ("", ""), "ours, streamed, 20 steps"),
-    ("whole clip at 1280×720, 4 steps, streamed", "clip", LARGE, ("", ""), "ours, streamed, 4 steps"),
+    _clip_line(20),
+    _clip_line(4),
+)
+HELD = ("diffusers, resident", "diffusers, model offload")
+MEMORY = (
+    Line(name="1280×720", case="memory", size=LARGE, peers=HELD, ours=EVERYTHING),
+    Line(name="832×480", case="memory", size=SMALL, peers=HELD, ours=EVERYTHING),
 )
 
 
-def speed_table(results: Results) -> str:
-    """The README's table, Markdown: seconds, newest values."""
+def readme_tables(results: Results) -> str:
+    """The README's tables of one card and where their numbers come from, Markdown."""
+    lines = [*SPEED, *MEMORY]
+    newest = [found for line in lines for what in _columns(line) if (found := _row_of(results, line, what))]
+    if not newest:
+        return "Nothing was measured."
+    results.keep_gpu(max(newest, key=lambda found: found[1]["date"])[1]["gpu"])
+    used = [found[1] for line in lines for what in _columns(line) if (found := _row_of(results, line, what))]
+    cards = ", ".join(sorted({run["gpu"] for run in used}))
+    dates = ", ".join(sorted({run["date"][:10] for run in used}))
+    return "\n\n".join(
+        [
+            f"On one {cards}, {dates}:",
+            _table(results, SPEED, ("77 frames, bf16", "diffusers", "diffusers, compiled", "here"), "s"),
+            _table(
+                results,
+                MEMORY,
+                ("GPU memory of a request", "diffusers, resident", "diffusers, offloaded", "here, streamed"),
+                "GiB",
+            ),
+        ]
+    )
 
-    def seconds(case: str, what: str, size: str) -> str:
-        found = results.value(case, what, size) if what else None
-        return f"{found.value:.3g} s" if found else ""
 
-    lines = ["| 77 frames, bf16 | diffusers | diffusers, compiled | here |", "|---|---|---|---|"]
-    for name, case, size, peers, ours in SPEED:
-        theirs = " | ".join(seconds(case, peer, size) for peer in peers)
-        lines.append(f"| {name} | {theirs} | **{seconds(case, ours, size)}** |")
-    return "\n".join(lines)
+def _columns(line: Line) -> tuple[str, ...]:
+    return (*line.peers, line.ours)
+
+
+def _row_of(results: Results, line: Line, what: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    return results.row(line.case, what, line.size)
+
+
+def _table(
+    results: Results, lines: tuple[Line, ...], head: tuple[str, ...], unit: Literal["s", "GiB"]
+) -> str:
+    field = {"s": "seconds", "GiB": "peak_gib"}[unit]
+
+    def value(line: Line, what: str) -> str:
+        found = results.value(line.case, what, line.size, field)
+        return f"{found.value:.3g} {unit}" if found else ""
+
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for line in lines:
+        theirs = " | ".join(value(line, peer) for peer in line.peers)
+        rows.append(f"| {line.name} | {theirs} | **{value(line, line.ours) or '–'}** |")
+    return "\n".join(rows)
 
 
 def row_table(results: Results) -> str:
     """The newest value of everything that was measured, Markdown."""
-    lines = ["| case | size | what | seconds | floor | peak GiB | |", "|---|---|---|---|---|---|---|"]
+    lines = ["| case | size | what | seconds | floor | × floor | peak GiB | |", "|---" * 8 + "|"]
     seen = set()
     for run in results.runs:
         for row in run["rows"]:
@@ -211,8 +280,11 @@ def row_table(results: Results) -> str:
             if None in key or key in seen:
                 continue
             seen.add(key)
+            seconds, floor = row["seconds"], row["floor_s"]
+            factor = seconds / floor if seconds and floor else None
             numbers = [
-                "" if row[name] is None else f"{row[name]:.4g}" for name in ("seconds", "floor_s", "peak_gib")
+                "" if number is None else f"{number:.4g}"
+                for number in (seconds, floor, factor, row["peak_gib"])
             ]
             lines.append(f"| {' | '.join([*key, *numbers])} | {row['note']} |")
     return "\n".join(lines)
@@ -222,10 +294,11 @@ def main(arguments: list[str] | None = None, *, folder: Path = RESULTS) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="the targets alone")
     parser.add_argument("--readme", action="store_true", help="the README's table")
+    parser.add_argument("--gpu", default="", help="only cards whose name contains this: H100")
     options = parser.parse_args(arguments)
-    results = Results(folder)
+    results = Results(folder, gpu=options.gpu)
     if options.readme:
-        print(speed_table(results))
+        print(readme_tables(results))
         return
     print(target_table(results))
     if not options.short:

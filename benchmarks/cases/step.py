@@ -13,10 +13,14 @@ from wan_animate.wan.speed.compiling import compile_blocks
 from wan_animate.wan.speed.fused import fuse
 from wan_animate.wan.speed.streaming import BlockStream
 
-from benchmarks.measuring import Bench, Row, clocks, relative
+from benchmarks.floors import step_work
+from benchmarks.measuring import Bench, Row, Work, clocks, relative
 from benchmarks.random_models import TINY_TRANSFORMER, random_transformer
 
 TIMESTEP = 500
+PROMPT_TOKENS = 12  # about what the default prompt has; the encoder fills up to 512 with zeros
+SWITCHES = ("rotation", "gelu", "norms", "context")  # of `fuse`
+LIBRARY = {"flash4-shared": "flash4"}  # ours, and what it is made from
 CHECK_FRAMES = 9  # of the clip on which float32 is affordable
 WIDTHS = {"motion_encoder_size": 512, "text_dim": 4096, "image_dim": 1280}  # the 14B model's
 
@@ -44,12 +48,14 @@ class Clip:
             return torch.randn(shape, device=device, generator=generator)
 
         side = config["motion_encoder_size"]
+        text = normal(1, 512, config["text_dim"])
+        text[:, PROMPT_TOKENS:] = 0
         return cls(
             latents=normal(1, 16, length + 1, h, w),
             given=normal(1, 20, length + 1, h, w),
             pose=normal(1, 16, length, h, w),
             faces=torch.rand((1, 3, frames, side, side), device=device, generator=generator) * 2 - 1,
-            text=normal(1, 512, config["text_dim"]),
+            text=text,
             image=normal(1, 257, config["image_dim"]),
         )
 
@@ -107,7 +113,7 @@ def peers(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.Tensor
             bench.time(
                 "step", what, size, lambda c=clip: c.forward(model), runs=2,
                 warm=0 if what.endswith("eager") and size == "1280x720" else 1,
-                floor_s=bench.floor(step_flop(model, clip)), difference=error, note=DIFFERENCE,
+                floor_s=bench.floor(_work(bench, model, size)), difference=error, note=DIFFERENCE,
             )  # fmt: skip
     torch.compiler.reset()
 
@@ -123,27 +129,36 @@ def techniques(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.T
         "auto", device=bench.device, dtype=bench.dtype, heads=model.config.num_attention_heads, head_dim=dim
     )
     small = list(bench.sizes)[-1]
+    library = LIBRARY.get(kernel, kernel)
+
+    def fused(*names: str, attention: str = library) -> None:
+        fuse(model, attention=attention, **{name: name in names for name in SWITCHES})
+
     if bench.is_gpu:
         model.set_attention_backend("_native_cudnn")
     changes: list[tuple[str, Callable[[], None]]] = [
         ("1 constants prepared", lambda: None),
-        (f"2 + attention: {kernel}", lambda: fuse(model, attention=kernel, rotation=False, gelu=False)),
+        (f"2 + attention: {library}", fused),
     ]
     if bench.is_gpu:
         changes.append(("3 + blocks compiled", lambda: compile_blocks(model.blocks)))
     changes += [
-        ("4 + norm and rotation fused", lambda: fuse(model, attention=kernel, gelu=False)),
-        ("5 + GELU in the product", lambda: fuse(model, attention=kernel)),
+        ("4 + norm and rotation in one kernel", lambda: fused("rotation")),
+        ("5 + GELU in the product", lambda: fused("rotation", "gelu")),
+        ("6 + sums and norms in one kernel", lambda: fused("rotation", "gelu", "norms")),
+        ("7 + text and picture in one, padding once", lambda: fused(*SWITCHES)),
     ]
+    if kernel != library:
+        changes.append((f"8 + attention: {kernel}", lambda: fused(*SWITCHES, attention=kernel)))
     for what, change in changes:
         torch.compiler.reset()
         change()
         error = _check(check, model, exact)
         for size, clip in _clips(bench, model, only=small):
-            _time(bench, model, clip, what, size, error, runs=2)
+            _time(bench, model, clip, what, size, error, runs=2, work=_work(bench, model, size))
     with clocks(bench) as found:
         for size, clip in _clips(bench, model):
-            _time(bench, model, clip, "ours", size, error, runs=3)
+            _time(bench, model, clip, "ours", size, error, runs=3, work=_work(bench, model, size))
     for name, value in found.items():
         bench.add(Row(case="step", what=f"while ours runs: {name}", size="all", note=f"{value:.0f}"))
     if bench.is_gpu:
@@ -155,7 +170,12 @@ def techniques(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.T
     bench.release()
     error = _check(check, model, exact)
     for size, clip in _clips(bench, model):
-        _time(bench, model, clip, "ours, streamed", size, error, runs=3)
+        work = _work(bench, model, size, streamed=True)
+        _time(bench, model, clip, "ours, streamed", size, error, runs=2, work=work)
+
+
+def _work(bench: Bench, model: torch.nn.Module, size: str, *, streamed: bool = False) -> Work:
+    return step_work(model, frames=bench.frames, size=bench.sizes[size], streamed=streamed)
 
 
 def _clips(bench: Bench, model: torch.nn.Module, *, only: str | None = None) -> list[tuple[str, Clip]]:
@@ -172,12 +192,20 @@ def _check(check: Clip, model: AnimateTransformer, exact: torch.Tensor) -> float
 
 
 def _time(
-    bench: Bench, model: AnimateTransformer, clip: Clip, what: str, size: str, error: float, *, runs: int
+    bench: Bench,
+    model: AnimateTransformer,
+    clip: Clip,
+    what: str,
+    size: str,
+    error: float,
+    *,
+    runs: int,
+    work: Work,
 ) -> None:
     prepared = clip.prepare(model)
     bench.time(
         "step", what, size, lambda: model.step(clip.latents, TIMESTEP, prepared), runs=runs,
-        floor_s=bench.floor(step_flop(model, clip)), difference=error, note=DIFFERENCE,
+        floor_s=bench.floor(work), difference=error, note=DIFFERENCE,
     )  # fmt: skip
 
 
@@ -215,18 +243,9 @@ def _guidance(bench: Bench, model: AnimateTransformer, size: str) -> None:
         for _ in range(2):
             model.step(clip.latents, TIMESTEP, one)
 
-    bench.time("step", "guided, two passes", size, in_turn, runs=2)
-    bench.time("step", "guided, one batch of two", size, lambda: model.step(latents, TIMESTEP, two), runs=2)
-
-
-def step_flop(model: torch.nn.Module, clip: Clip) -> float:
-    """Operations of one pass over the blocks and face adapters; the rest is below 0.1 %."""
-    config = model.config
-    width = config.num_attention_heads * config.attention_head_dim
-    _, _, frames, height, width_latent = clip.given.shape
-    tokens = frames * (height // 2) * (width_latent // 2)
-    context = clip.text.shape[1] + clip.image.shape[1]
-    products = 2 * tokens * (6 * width**2 + 2 * width * config.ffn_dim) + 2 * context * 2 * width**2
-    attended = 4 * tokens * (tokens + context) * width
-    adapters = config.num_layers // config.inject_face_latents_blocks
-    return config.num_layers * (products + attended) + adapters * 2 * tokens * 2 * width**2
+    floor = 2 * bench.floor(_work(bench, model, size))
+    bench.time("step", "guided, two passes", size, in_turn, runs=1, warm=0, floor_s=floor)
+    bench.time(
+        "step", "guided, one batch of two", size, lambda: model.step(latents, TIMESTEP, two), runs=1,
+        floor_s=floor,
+    )  # fmt: skip

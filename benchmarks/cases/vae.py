@@ -7,6 +7,7 @@ from torch import nn
 from wan_animate.wan.model.vae import VideoVae, chunks_of
 from wan_animate.wan.speed.vae_layout import use_gpu_kernels
 
+from benchmarks.floors import vae_floors
 from benchmarks.measuring import Bench, Row, relative
 from benchmarks.random_models import TINY_VAE, random_vae
 
@@ -37,23 +38,25 @@ def run(bench: Bench) -> None:
         ("ours", use_gpu_kernels(copy.deepcopy(half))),
     ]
     for what, network in variants:
+        floors = vae_floors(bench, network, size=(height, width))
         levels = (decode(network, exact_latents).float() - exact.float()).abs().mean()
         error = relative(encode(network, check), exact_latents)
         slow = network is plain
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=True):
             there = bench.time(
                 "vae", f"encode: {what}", size, lambda n=network: encode(n, video),
-                runs=1 if slow else 3, warm=0 if slow else 1, difference=error, note="relative",
+                runs=1 if slow else 3, warm=0 if slow else 1, difference=error, floor_s=floors.encode,
+                note="relative",
             )  # fmt: skip
             back = bench.time(
                 "vae", f"decode: {what}", size, lambda n=network: decode(n, latents),
                 runs=1 if slow else 3, warm=0 if slow else 1, difference=float(levels),
-                note="mean grey levels",
+                floor_s=floors.decode, note="mean grey levels",
             )  # fmt: skip
         assert there.seconds is not None and back.seconds is not None
         bench.add(
             Row(case="vae", what=f"clip: {what}", size=size, seconds=2 * there.seconds + back.seconds,
-                runs=there.runs, note="two encodes and one decode")
+                runs=there.runs, floor_s=floors.clip, note="two encodes and one decode")
         )  # fmt: skip
     bench.release()
 
