@@ -8,6 +8,7 @@ built. A request is what ours is: pictures in host memory → frames in host mem
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -44,17 +45,17 @@ class Pictures:
     pose: list[Image.Image]
     face: list[Image.Image]
 
-    @classmethod
-    def of(cls, bench: Bench, size: str) -> "Pictures":
-        """The pixels our engine is given at this size."""
-        height, width = bench.sizes[size]
-        source = RandomSource(frames=bench.frames, height=height, width=width)
-        conditions = source.conditions(tuple(range(bench.frames)))
-        return cls(
-            reference=Image.fromarray(source.reference),
-            pose=[Image.fromarray(frame) for frame in conditions.pose],
-            face=[Image.fromarray(frame) for frame in conditions.face],
-        )
+
+@cache  # drawn once for all requests of a size; the pipeline copies what it is given
+def pictures_of(frames: int, height: int, width: int) -> Pictures:
+    """The pixels our engine is given at this size."""
+    source = RandomSource(frames=frames, height=height, width=width)
+    conditions = source.conditions(tuple(range(frames)))
+    return Pictures(
+        reference=Image.fromarray(source.reference),
+        pose=[Image.fromarray(frame) for frame in conditions.pose],
+        face=[Image.fromarray(frame) for frame in conditions.face],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -94,7 +95,7 @@ class Peer:
     def request(self, size: str, *, steps: int) -> Measured:
         """One video of random pixels, once."""
         height, width = self.bench.sizes[size]
-        pictures = Pictures.of(self.bench, size)
+        pictures = pictures_of(self.bench.frames, height, width)
 
         def make() -> None:
             frames = self.pipeline(

@@ -13,6 +13,7 @@ one card, the one measured last unless it is named, so that its columns compare.
 import argparse
 import json
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -54,12 +55,14 @@ class Results:
         """`gpu`: only of cards whose name contains this; what was measured without a card stays."""
         files = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))]
         runs = [run for run in files if "rows" in run and not run.get("settings", {}).get("tiny")]
-        self.runs = sorted(runs, key=lambda run: run.get("date", ""), reverse=True)
-        self.keep_gpu(gpu)
+        named = [run for run in runs if gpu.lower() in (run.get("gpu") or gpu).lower()]
+        self.runs = sorted(named, key=lambda run: run.get("date", ""), reverse=True)
 
-    def keep_gpu(self, name: str) -> None:
-        """Forget what other cards did."""
-        self.runs = [run for run in self.runs if name.lower() in (run.get("gpu") or name).lower()]
+    def of(self, runs: list[dict[str, Any]]) -> "Results":
+        """These runs alone."""
+        chosen = copy(self)
+        chosen.runs = runs
+        return chosen
 
     def row(self, case: str, what: str, size: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
         """The newest such row and its run."""
@@ -82,10 +85,12 @@ def _newest(case: str, what: str, size: str, field: str = "seconds") -> Callable
 
 def _ratio(case: str, what: str, over: str, size: str) -> Callable[[Results], Found | None]:
     def find(results: Results) -> Found | None:
-        above, below = results.value(case, what, size), results.value(case, over, size)
-        if above is None or below is None:
-            return None
-        return Found(value=above.value / below.value, gpu=above.gpu, date=above.date)
+        for run in results.runs:  # both of one run: two cards have no ratio
+            one = results.of([run])
+            above, below = one.value(case, what, size), one.value(case, over, size)
+            if above and below:
+                return Found(value=above.value / below.value, gpu=above.gpu, date=above.date)
+        return None
 
     return find
 
@@ -196,9 +201,12 @@ class Line:
 
 def _clip_line(steps: int) -> Line:
     first, second = (f"{peer}, {steps} steps" for peer in PEERS)
-    name = f"whole clip at 1280×720, {steps} steps; here streamed"
     return Line(
-        name=name, case="clip", size=LARGE, peers=(first, second), ours=f"ours, streamed, {steps} steps"
+        name=f"whole clip at 1280×720, {steps} steps, streamed",
+        case="clip",
+        size=LARGE,
+        peers=(first, second),
+        ours=f"ours, streamed, {steps} steps",
     )
 
 
@@ -222,36 +230,56 @@ MEMORY = (
 )
 
 
+UNKNOWN = "–"
+
+
 def readme_tables(results: Results) -> str:
-    """The README's tables of one card and where their numbers come from, Markdown."""
-    lines = [*SPEED, *MEMORY]
-    newest = [found for line in lines for what in _columns(line) if (found := _row_of(results, line, what))]
-    if not newest:
-        return "Nothing was measured."
-    results.keep_gpu(max(newest, key=lambda found: found[1]["date"])[1]["gpu"])
-    used = [found[1] for line in lines for what in _columns(line) if (found := _row_of(results, line, what))]
-    cards = ", ".join(sorted({run["gpu"] for run in used}))
-    dates = ", ".join(sorted({run["date"][:10] for run in used}))
-    return "\n\n".join(
-        [
-            f"On one {cards}, {dates}:",
-            _table(results, SPEED, ("77 frames, bf16", "diffusers", "diffusers, compiled", "here"), "s"),
-            _table(
-                results,
-                MEMORY,
-                ("GPU memory of a request", "diffusers, resident", "diffusers, offloaded", "here, streamed"),
-                "GiB",
-            ),
-        ]
-    )
+    """The README's tables and where their numbers come from, Markdown: a section a card, the newest first."""
+    sections = []
+    for card in _cards(results):
+        runs = _runs_behind(card)
+        dates = ", ".join(sorted({run["date"][:10] for run in runs}))
+        caption = (
+            f"On one {runs[0]['gpu']}, {dates}; only ours is streamed, diffusers has it all on the card:"
+        )
+        tables = [table for table in (speed_table(card), memory_table(card)) if table]
+        sections.append("\n\n".join([caption, *tables]))
+    return "\n\n".join(sections) or "Nothing was measured."
 
 
-def _columns(line: Line) -> tuple[str, ...]:
-    return (*line.peers, line.ours)
+def speed_table(card: Results) -> str:
+    """Seconds; "" where nothing of ours was measured."""
+    head = ("77 frames, bf16", "diffusers", "diffusers, compiled", "here")
+    return _table(card, SPEED, head, "s")
 
 
-def _row_of(results: Results, line: Line, what: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    return results.row(line.case, what, line.size)
+def memory_table(card: Results) -> str:
+    """Peaks; "" where nothing of ours was measured."""
+    head = ("GPU memory of a request", "diffusers, resident", "diffusers, offloaded", "here, streamed")
+    return _table(card, MEMORY, head, "GiB")
+
+
+def _cards(results: Results) -> list[Results]:
+    """The runs of each card of which a number of ours would be in the tables, the newest card first."""
+    ours = [
+        found[1]
+        for run in results.runs
+        for line in (*SPEED, *MEMORY)
+        if (found := results.of([run]).row(line.case, line.ours, line.size))
+    ]
+    names = dict.fromkeys(run["gpu"] for run in ours)  # in the order of the runs
+    return [results.of([run for run in results.runs if run.get("gpu") == name]) for name in names]
+
+
+def _runs_behind(results: Results) -> list[dict[str, Any]]:
+    """The run of every number in the tables."""
+    return [
+        found[1]
+        for line in (*SPEED, *MEMORY)
+        if results.row(line.case, line.ours, line.size)
+        for what in (*line.peers, line.ours)
+        if (found := results.row(line.case, what, line.size))
+    ]
 
 
 def _table(
@@ -261,13 +289,15 @@ def _table(
 
     def value(line: Line, what: str) -> str:
         found = results.value(line.case, what, line.size, field)
-        return f"{found.value:.3g} {unit}" if found else ""
+        return f"{found.value:.3g} {unit}" if found else UNKNOWN
 
-    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    rows = []
     for line in lines:
-        theirs = " | ".join(value(line, peer) for peer in line.peers)
-        rows.append(f"| {line.name} | {theirs} | **{value(line, line.ours) or '–'}** |")
-    return "\n".join(rows)
+        if (ours := value(line, line.ours)) != UNKNOWN:
+            rows.append(
+                f"| {line.name} | {' | '.join(value(line, peer) for peer in line.peers)} | **{ours}** |"
+            )
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *rows]) if rows else ""
 
 
 def row_table(results: Results) -> str:

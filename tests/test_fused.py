@@ -96,6 +96,17 @@ def test_fused_blocks_take_two_passes_as_one_batch():
     torch.testing.assert_close(both[1:], model.step(latents, 500, one), rtol=1e-4, atol=1e-5)
 
 
+def test_the_norm_is_of_the_sum_before_it_is_rounded():
+    tokens, added = (drawn(1, 6, 64).bfloat16() * scale for scale in (100, 1))
+    gate, weight, shift = drawn(64), torch.ones(64), torch.zeros(64)
+    total, normed = fused.add_and_norm(tokens, added, gate, weight, shift, 1e-6)
+    exact = tokens.double() + added.double() * gate
+    assert torch.equal(total, exact.bfloat16())
+    assert torch.equal(normed, torch.nn.functional.layer_norm(exact, (64,), eps=1e-6).bfloat16())
+    rounded = torch.nn.functional.layer_norm(total.double(), (64,), eps=1e-6).bfloat16()
+    assert not torch.equal(normed, rounded)
+
+
 INTERPRETED = """
 import torch
 from wan_animate.wan.speed import fused, kernels
@@ -114,10 +125,11 @@ added, shift, gate = torch.randn(2, 7, 40), torch.randn(40), torch.randn(40)
 out = blank(tokens)
 kernels.norm_tokens(tokens, weight, shift, 1e-6, out=out)
 torch.testing.assert_close(out, fused.norm_tokens(tokens, weight, shift, 1e-6))
-for share in (None, gate):
-    want = fused.add_and_norm(tokens, added, share, weight, shift, 1e-6)
-    total, out = blank(tokens), blank(tokens)
-    kernels.norm_tokens(tokens, weight, shift, 1e-6, out=out, added=added, gate=share, total=total)
+for share, kind in ((None, torch.float32), (gate, torch.float32), (gate, torch.bfloat16)):
+    parts = tokens.to(kind) * 100, added.to(kind)
+    want = fused.add_and_norm(*parts, share, weight, shift, 1e-6)
+    total, out = blank(parts[0]), blank(parts[0])
+    kernels.norm_tokens(parts[0], weight, shift, 1e-6, out=out, added=parts[1], gate=share, total=total)
     torch.testing.assert_close((total, out), want)
 heads = torch.randn(3, 50, 16)
 out = blank(heads)

@@ -57,4 +57,4 @@ def test_what_it_shows_is_there():
 
 
 def test_the_table_of_speeds_is_the_report_s():
-    assert report.speed_table(report.Results(report.RESULTS)) in README
+    assert report.readme_tables(report.Results(report.RESULTS)) in README

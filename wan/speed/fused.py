@@ -185,11 +185,13 @@ def add_and_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """tokens + gate · added, and `norm_tokens` of that: (B, N, D) both; `gate` is (D,) float32, None for 1.
 
-    Summed in float32 and rounded once; the norm is of what was rounded, as in diffusers.
+    The norm is of the sum in float32, before it is rounded to what the next block gets: the published model
+    has its sums in float32 throughout.
     """
     if not tokens.is_cuda:
-        total = (tokens.float() + added.float() * (1.0 if gate is None else gate)).to(tokens.dtype)
-        return total, F.layer_norm(total.float(), total.shape[-1:], weight, shift, eps).to(total.dtype)
+        total = tokens.float() + added.float() * (1.0 if gate is None else gate)
+        normed = F.layer_norm(total, total.shape[-1:], weight, shift, eps)
+        return total.to(tokens.dtype), normed.to(tokens.dtype)
     tokens, added = tokens.contiguous(), added.contiguous()
     total, out = torch.empty_like(tokens), torch.empty_like(tokens)
     kernels().norm_tokens(

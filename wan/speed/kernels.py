@@ -197,9 +197,8 @@ def _norm_tokens(
         more = tl.load(added + place, mask=known, other=0.0).to(tl.float32)
         if GATE:
             more *= tl.load(gate + lane, mask=known, other=0.0)
-        rounded = (value + more).to(total.dtype.element_ty)
-        tl.store(total + place, rounded, mask=known)
-        value = rounded.to(tl.float32)
+        value += more
+        tl.store(total + place, value.to(total.dtype.element_ty), mask=known)
     centred = tl.where(known, value - tl.sum(value) / WIDTH, 0.0)
     normed = centred * tl.rsqrt(tl.sum(centred * centred) / WIDTH + EPS)
     normed *= tl.load(weight + lane, mask=known, other=0.0)
