@@ -43,26 +43,16 @@ PACE = Pace(encode_s=0.5, condition_s=0.05, decode_s=0.04, step_linear_s=0.035, 
 
 
 def build_random_14b(
-    device: torch.device | str,
-    dtype: torch.dtype = torch.bfloat16,
-    seed: int = 0,
-    *,
-    on_host: bool = False,
+    device: torch.device | str, dtype: torch.dtype = torch.bfloat16, seed: int = 0
 ) -> Models:
-    """All networks of the 14B engine for `device`, of random weights: about 48 GB in bf16.
+    """All networks of the 14B engine on `device`, of random weights: about 48 GB in bf16.
 
-    `on_host`: transformer and encoders lie in host memory, for a plan that streams them. Drawn on the GPU all
-    the same, network by network.
+    A plan that streams them takes them from there: into pinned memory that is faster than through the host's.
     """
     device = torch.device(device)
     transformer = random_transformer(device, dtype, seed=seed)
-    if on_host:
-        transformer.to("cpu")
     vae = random_vae(device, dtype, seed=seed)
     text, image = random_encoders(device, dtype, seed=seed)
-    if on_host:
-        nn.Module.to(text, "cpu")
-        nn.Module.to(image, "cpu")
     return Models(
         transformer=transformer,
         vae=VideoVae(vae),

@@ -109,7 +109,7 @@ def test_the_norm_is_of_the_sum_before_it_is_rounded():
 
 INTERPRETED = """
 import torch
-from wan_animate.wan.speed import fused, kernels
+from wan_animate.wan.speed import fused, token_kernels as kernels
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 torch.manual_seed(0)

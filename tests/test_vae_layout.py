@@ -37,7 +37,7 @@ def test_the_weights_keep_their_names():
 INTERPRETED = """
 import itertools, torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm
-from wan_animate.wan.speed import kernels, vae_layout as vae
+from wan_animate.wan.speed import pixel_kernels as kernels, vae_layout as vae
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 torch.manual_seed(0)

@@ -54,7 +54,7 @@ def engine(bench: Bench) -> Animator:
         if bench.tiny:
             models = build_smoke_models(device=bench.device)
         else:
-            models = build_random_14b(bench.device, bench.dtype, on_host=True)
+            models = build_random_14b(bench.device, bench.dtype)
         plan = Plan(
             attention="auto",
             compiled=bench.is_gpu,

@@ -19,7 +19,7 @@ from diffusers.models.transformers.transformer_wan_animate import (
 
 from ..model.transformer import PICTURE_TOKENS, TEXT_TOKENS, AnimateTransformer
 from .attention import PLAIN, attend
-from .lazy import kernels
+from .lazy import token_kernels
 
 
 def fuse(
@@ -149,7 +149,7 @@ class FusedHeadNorm(torch.nn.RMSNorm):
             return super().forward(x)
         x = x.contiguous()
         out = torch.empty_like(x)
-        kernels().norm_heads(x, self.weight, _eps(self), out=out)
+        token_kernels().norm_heads(x, self.weight, _eps(self), out=out)
         return out
 
 
@@ -160,18 +160,13 @@ def norm_tokens(tokens: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor,
         return F.layer_norm(tokens.float(), tokens.shape[-1:], weight, shift, eps).to(tokens.dtype)
     tokens = tokens.contiguous()
     out = torch.empty_like(tokens)
-    kernels().norm_tokens(tokens, weight.contiguous(), shift.contiguous(), eps, out=out)
+    token_kernels().norm_tokens(tokens, weight.contiguous(), shift.contiguous(), eps, out=out)
     return out
 
 
 @norm_tokens.register_fake
-def _(
-    tokens: torch.Tensor,
-    weight: torch.Tensor,  # noqa: ARG001
-    shift: torch.Tensor,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-) -> torch.Tensor:
-    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+def _(first: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("wan_animate::add_and_norm", mutates_args=())
@@ -194,7 +189,7 @@ def add_and_norm(
         return total.to(tokens.dtype), normed.to(tokens.dtype)
     tokens, added = tokens.contiguous(), added.contiguous()
     total, out = torch.empty_like(tokens), torch.empty_like(tokens)
-    kernels().norm_tokens(
+    token_kernels().norm_tokens(
         tokens, weight.contiguous(), shift.contiguous(), eps,
         out=out, added=added, gate=None if gate is None else gate.contiguous(), total=total,
     )  # fmt: skip
@@ -202,14 +197,7 @@ def add_and_norm(
 
 
 @add_and_norm.register_fake
-def _(
-    tokens: torch.Tensor,
-    added: torch.Tensor,  # noqa: ARG001
-    gate: torch.Tensor | None,  # noqa: ARG001
-    weight: torch.Tensor,  # noqa: ARG001
-    shift: torch.Tensor,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _(tokens: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
     like = torch.empty_like(tokens, memory_format=torch.contiguous_format)
     return like, torch.empty_like(like)
 
@@ -236,7 +224,7 @@ def attend_context(
     queries = queries.contiguous()
     text_keys, text_values, picture_keys, picture_values = (part.contiguous() for part in parts)
     out = torch.empty_like(queries)
-    kernels().attend_context(
+    token_kernels().attend_context(
         queries, weight, eps, (text_keys, text_values), (picture_keys, picture_values),
         repeats=TEXT_TOKENS + 1 - text_keys.shape[1], heads=heads, out=out,
     )  # fmt: skip
@@ -244,17 +232,8 @@ def attend_context(
 
 
 @attend_context.register_fake
-def _(
-    queries: torch.Tensor,
-    weight: torch.Tensor,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-    text_keys: torch.Tensor,  # noqa: ARG001
-    text_values: torch.Tensor,  # noqa: ARG001
-    picture_keys: torch.Tensor,  # noqa: ARG001
-    picture_values: torch.Tensor,  # noqa: ARG001
-    heads: int,  # noqa: ARG001
-) -> torch.Tensor:
-    return torch.empty_like(queries, memory_format=torch.contiguous_format)
+def _(first: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
 def _attend_context_plain(
@@ -306,19 +285,13 @@ def norm_and_rotate(
     if not tokens.is_cuda:
         return _norm_and_rotate_plain(tokens, weight, cosines, sines, eps)
     out = torch.empty_like(tokens)
-    kernels().norm_and_rotate_rows(tokens, weight, cosines, sines, eps, out=out)
+    token_kernels().norm_and_rotate_rows(tokens, weight, cosines, sines, eps, out=out)
     return out
 
 
 @norm_and_rotate.register_fake
-def _(
-    tokens: torch.Tensor,
-    weight: torch.Tensor,  # noqa: ARG001
-    cosines: torch.Tensor,  # noqa: ARG001
-    sines: torch.Tensor,  # noqa: ARG001
-    eps: float,  # noqa: ARG001
-) -> torch.Tensor:
-    return torch.empty_like(tokens, memory_format=torch.contiguous_format)
+def _(first: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
 
 
 def _norm_and_rotate_plain(

@@ -4,6 +4,11 @@ from importlib import import_module
 from types import ModuleType
 
 
-def kernels() -> ModuleType:
-    """The module `kernels`."""
-    return import_module(f"{__package__}.kernels")
+def token_kernels() -> ModuleType:
+    """The module `token_kernels`."""
+    return import_module(f"{__package__}.token_kernels")
+
+
+def pixel_kernels() -> ModuleType:
+    """The module `pixel_kernels`."""
+    return import_module(f"{__package__}.pixel_kernels")

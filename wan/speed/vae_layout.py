@@ -24,7 +24,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from einops import rearrange
 from torch import nn
 
-from .lazy import kernels
+from .lazy import pixel_kernels
 
 MEMORY_FRAMES = 2  # a causal convolution over three frames looks back at two
 WINDOW = MEMORY_FRAMES + 1
@@ -199,7 +199,7 @@ def norm_frames(norm: WanRMS_norm, x: torch.Tensor, *, silu: bool) -> torch.Tens
         return F.silu(normed) if silu else normed
     x = x.contiguous(memory_format=torch.channels_last_3d)
     out = torch.empty_like(x)
-    kernels().norm_pixels(x, norm.gamma, norm.scale, out=out, silu=silu)
+    pixel_kernels().norm_pixels(x, norm.gamma, norm.scale, out=out, silu=silu)
     return out
 
 
@@ -229,7 +229,7 @@ def norm_silu_remember(
     shape = (WINDOW * channels, length) if windowed else (channels, MEMORY_FRAMES + length)
     out = torch.empty((1, *shape, height, width), **like)
     new = torch.empty((1, channels, MEMORY_FRAMES, height, width), **like)
-    kernels().norm_pixels(
+    pixel_kernels().norm_pixels(
         x, norm.gamma, norm.scale, out=out, old=old, new=new, bias=bias, silu=True, windowed=windowed
     )
     return out, new
@@ -240,7 +240,7 @@ def add_with_bias(x: torch.Tensor, other: torch.Tensor, bias: torch.Tensor | Non
     if not x.is_cuda or bias is None:
         return x + other if bias is None else x + other + bias.view(1, -1, 1, 1, 1)
     x, other = (part.contiguous(memory_format=torch.channels_last_3d) for part in (x, other))
-    kernels().add_in_place(x, other, bias)
+    pixel_kernels().add_in_place(x, other, bias)
     return x
 
 
@@ -254,7 +254,7 @@ def double_size(frames: torch.Tensor) -> torch.Tensor:
         (length, channels, 2 * height, 2 * width),
         dtype=frames.dtype, device=frames.device, memory_format=torch.channels_last,
     )  # fmt: skip
-    kernels().double_pixels(frames, out=out)
+    pixel_kernels().double_pixels(frames, out=out)
     return out
 
 
