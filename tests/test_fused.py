@@ -135,13 +135,13 @@ heads = torch.randn(3, 50, 16)
 out = blank(heads)
 kernels.norm_heads(heads, weight[:16], 1e-6, out=out)
 torch.testing.assert_close(out, torch.nn.functional.rms_norm(heads, (16,), weight[:16], 1e-6))
-queries, weight = torch.randn(2, 70, 64), torch.rand(64) + 0.5
-for text, picture in ((1, 257), (12, 257), (64, 5), (65, 64), (80, 30), (81, 3), (512, 257)):
-    parts = [torch.randn(2, count, 64) for count in (text, text, picture, picture)]
-    want = fused.attend_context(queries, weight, 1e-6, *parts, 4)
+queries, weight = torch.randn(2, 70, 32), torch.rand(32) + 0.5
+for text, picture in ((1, 257), (12, 70), (64, 5), (81, 64)):
+    parts = [torch.randn(2, count, 32) for count in (text, text, picture, picture)]
+    want = fused.attend_context(queries, weight, 1e-6, *parts, 2)
     out = blank(queries)
     kernels.attend_context(
-        queries, weight, 1e-6, tuple(parts[:2]), tuple(parts[2:]), repeats=513 - text, heads=4, out=out
+        queries, weight, 1e-6, tuple(parts[:2]), tuple(parts[2:]), repeats=513 - text, heads=2, out=out
     )
     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
 """
