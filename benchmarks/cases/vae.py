@@ -32,10 +32,10 @@ def run(bench: Bench) -> None:
         exact = decode(plain, exact_latents)
     half = copy.deepcopy(plain).to(bench.dtype)
     variants = [
-        ("diffusers, float32 (TF32)", plain),
+        ("ours", use_gpu_kernels(copy.deepcopy(half))),
         ("diffusers, bf16", half),
         ("diffusers, bf16, channels-last weights", channels_last(copy.deepcopy(half))),
-        ("ours", use_gpu_kernels(copy.deepcopy(half))),
+        ("diffusers, float32 (TF32)", plain),
     ]
     for what, network in variants:
         floors = vae_floors(bench, network, size=(height, width))

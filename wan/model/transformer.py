@@ -146,9 +146,8 @@ class AnimateTransformer(WanAnimateTransformer3DModel):
         time_embedding, modulation = self.embed_time(timestep)
         patches = self.patch_embedding(torch.cat([latents.to(self.compute_dtype), prepared.given], dim=1))
         tokens = rearrange(patches, "b d t h w -> b (t h w) d").contiguous()
-        tokens[:, -prepared.pose.shape[1] :].add_(
-            prepared.pose
-        )  # `+=` would copy the slice onto itself after
+        # Not `+=`, which copies the slice onto itself afterwards.
+        tokens[:, -prepared.pose.shape[1] :].add_(prepared.pose)
         distance = self.config["inject_face_latents_blocks"]
         faces = zip(self.adapters, prepared.faces, strict=True)
         for index, block in enumerate(self.blocks):

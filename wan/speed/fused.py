@@ -1,9 +1,9 @@
 """The transformer's block with fewer trips through memory between its matrix products.
 
-Five operations are ours, and each can be left out: the norm of queries and keys over all heads with the
-rotation that follows; GELU inside the product before it; a residual sum together with the norm that reads it;
-the look at text and picture, from unnormed queries to the sum of both; norms of the face adapters. What is
-left between the products is the compiler's.
+Four operations are ours, and each can be left out: the norm of queries and keys over all heads with the
+rotation that follows; GELU inside the product before it; norms, each together with the residual sum it reads;
+the look at text and picture, from unnormed queries to the sum of both. What is left between the products is
+the compiler's.
 Letters: B batch, N tokens, S tokens that are looked at, D width, all heads together.
 """
 
@@ -115,9 +115,8 @@ class FusedAttention:
         return attended.flatten(2)
 
     def _to_context(self, attn: WanAttention, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        assert (
-            attn.add_k_proj is not None and attn.add_v_proj is not None
-        )  # Animate's models look at a picture
+        # Animate's models look at a picture.
+        assert attn.add_k_proj is not None and attn.add_v_proj is not None
         picture, text = context[:, :PICTURE_TOKENS], context[:, PICTURE_TOKENS:]
         queries = attn.to_q(tokens)
         text_keys, picture_keys = attn.norm_k(attn.to_k(text)), attn.norm_added_k(attn.add_k_proj(picture))
@@ -180,8 +179,8 @@ def add_and_norm(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """tokens + gate · added, and `norm_tokens` of that: (B, N, D) both; `gate` is (D,) float32, None for 1.
 
-    The norm is of the sum in float32, before it is rounded to what the next block gets: the published model
-    has its sums in float32 throughout.
+    The norm is of the sum in float32, not of what it is rounded to for the next block: as compiled diffusers
+    does it, where eager diffusers rounds twice.
     """
     if not tokens.is_cuda:
         total = tokens.float() + added.float() * (1.0 if gate is None else gate)
