@@ -2,12 +2,12 @@
 
     python -m benchmarks.report               the table, and the newest row of everything that was measured
     python -m benchmarks.report --short       the targets alone
-    python -m benchmarks.report --readme      the README's table
+    python -m benchmarks.report --readme      the README's tables
     python -m benchmarks.report --gpu H100    any of these from the cards alone whose name contains this
 
 Reads benchmarks/results/*.json. The targets are numbers of one H100 80 GB; where another card was measured
-the table says so, and the peers' values of the same run tell how the cards compare. The README's table is of
-one card, the one measured last unless it is named, so that its columns compare.
+the table says so, and the peers' values of the same run tell how the cards compare. The README's tables are
+one section a card, the card measured last first, so that the columns of each compare.
 """
 
 import argparse
@@ -323,7 +323,7 @@ def row_table(results: Results) -> str:
 def main(arguments: list[str] | None = None, *, folder: Path = RESULTS) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--short", action="store_true", help="the targets alone")
-    parser.add_argument("--readme", action="store_true", help="the README's table")
+    parser.add_argument("--readme", action="store_true", help="the README's tables")
     parser.add_argument("--gpu", default="", help="only cards whose name contains this: H100")
     options = parser.parse_args(arguments)
     results = Results(folder, gpu=options.gpu)
