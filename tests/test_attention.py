@@ -36,9 +36,10 @@ def test_the_compiler_is_told_the_truth():
 
 
 def test_a_cpu_has_plain_attention_only(caplog: pytest.LogCaptureFixture):
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.DEBUG):
         assert choose_attention("auto", **SETUP) == PLAIN
     assert "attention: sdpa" in caplog.text
+    assert "attention: flash4-shared cannot be used here: it needs a CUDA GPU, not cpu" in caplog.text
     assert usable_kernels(device=CPU, dtype=torch.float32, head_dim=16) == (PLAIN,)
 
 

@@ -78,10 +78,16 @@ def pick(seconds: Mapping[str, float]) -> str:
 
 
 def usable_kernels(*, device: torch.device, dtype: torch.dtype, head_dim: int) -> tuple[str, ...]:
-    """Names of the kernels that give the right answer here, plain attention last."""
-    return tuple(
-        name for name in KERNELS if why_not(name, device=device, dtype=dtype, head_dim=head_dim) is None
-    )
+    """Names of the kernels that give the right answer here, plain attention last. Logs why others do not."""
+    level = logging.INFO if device.type == "cuda" else logging.DEBUG
+    usable = []
+    for name in KERNELS:
+        reason = why_not(name, device=device, dtype=dtype, head_dim=head_dim)
+        if reason is None:
+            usable.append(name)
+        else:
+            logger.log(level, "attention: %s cannot be used here: %s", name, reason)
+    return tuple(usable)
 
 
 def why_not(name: str, *, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
