@@ -34,11 +34,6 @@ IMAGE = {
     "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
     "image_size": 224, "patch_size": 14, "hidden_act": "gelu",
 }  # fmt: skip
-TINY_TEXT = {"vocab_size": 384, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
-TINY_IMAGE = {
-    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2,
-    "image_size": 224, "patch_size": 14,
-}  # fmt: skip
 PACE = Pace(encode_s=0.5, condition_s=0.05, decode_s=0.04, step_linear_s=0.035, step_quadratic_s=0.0012)
 
 
@@ -64,12 +59,12 @@ def build_random_14b(
 
 
 def random_encoders(
-    device: torch.device | str, dtype: torch.dtype, *, seed: int = 0, tiny: bool = False
+    device: torch.device | str, dtype: torch.dtype, *, seed: int = 0
 ) -> tuple[UMT5EncoderModel, CLIPVisionModel]:
-    """Text and picture encoder at their real size, or as `tiny` ones."""
+    """Text and picture encoder at their real size."""
     with torch.device("meta"):
-        text = UMT5EncoderModel(UMT5Config(**(TINY_TEXT if tiny else TEXT)))
-        image = CLIPVisionModel(CLIPVisionConfig(**(TINY_IMAGE if tiny else IMAGE)))
+        text = UMT5EncoderModel(UMT5Config(**TEXT))
+        image = CLIPVisionModel(CLIPVisionConfig(**IMAGE))
     text, image = text.to(dtype).to_empty(device=device), image.to(dtype).to_empty(device=device)
     positions = image.vision_model.embeddings if hasattr(image, "vision_model") else image.embeddings
     positions.position_ids = torch.arange(positions.num_positions, device=device)[None]

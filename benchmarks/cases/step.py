@@ -155,10 +155,10 @@ def techniques(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.T
         change()
         error = _check(check, model, exact)
         for size, clip in _clips(bench, model, only=small):
-            _time(bench, model, clip, what, size, error, runs=2, work=_work(bench, model, size))
+            _time(bench, model, clip, what, size, error, runs=2)
     with clocks(bench) as found:
         for size, clip in _clips(bench, model):
-            _time(bench, model, clip, "ours", size, error, runs=3, work=_work(bench, model, size))
+            _time(bench, model, clip, "ours", size, error, runs=3)
     for name, value in found.items():
         bench.add(Row(case="step", what=f"while ours runs: {name}", size="all", note=f"{value:.0f}"))
     if bench.is_gpu:
@@ -170,8 +170,7 @@ def techniques(bench: Bench, config: dict[str, Any], check: Clip, exact: torch.T
     bench.release()
     error = _check(check, model, exact)
     for size, clip in _clips(bench, model):
-        work = _work(bench, model, size, streamed=True)
-        _time(bench, model, clip, "ours, streamed", size, error, runs=2, work=work)
+        _time(bench, model, clip, "ours, streamed", size, error, runs=2, streamed=True)
 
 
 def _work(bench: Bench, model: torch.nn.Module, size: str, *, streamed: bool = False) -> Work:
@@ -200,12 +199,12 @@ def _time(
     error: float,
     *,
     runs: int,
-    work: Work,
+    streamed: bool = False,
 ) -> None:
     prepared = clip.prepare(model)
     bench.time(
         "step", what, size, lambda: model.step(clip.latents, TIMESTEP, prepared), runs=runs,
-        floor_s=bench.floor(work), difference=error, note=DIFFERENCE,
+        floor_s=bench.floor(_work(bench, model, size, streamed=streamed)), difference=error, note=DIFFERENCE,
     )  # fmt: skip
 
 

@@ -119,13 +119,12 @@ class FusedAttention:
         assert attn.add_k_proj is not None and attn.add_v_proj is not None
         picture, text = context[:, :PICTURE_TOKENS], context[:, PICTURE_TOKENS:]
         queries = attn.to_q(tokens)
-        text_keys, picture_keys = attn.norm_k(attn.to_k(text)), attn.norm_added_k(attn.add_k_proj(picture))
-        text_values, picture_values = attn.to_v(text), attn.add_v_proj(picture)
+        texts = attn.norm_k(attn.to_k(text)), attn.to_v(text)
+        pictures = attn.norm_added_k(attn.add_k_proj(picture)), attn.add_v_proj(picture)
         weight, eps = attn.norm_q.weight, _eps(attn.norm_q)
-        parts = (text_keys, text_values, picture_keys, picture_values)
         if self.context:
-            return attend_context(queries, weight, eps, *parts, attn.heads)
-        return _attend_context_plain(queries, weight, eps, *parts, attn.heads)
+            return attend_context(queries, weight, eps, *texts, *pictures, attn.heads)
+        return _attend_context_plain(queries, weight, eps, texts, pictures, attn.heads)
 
 
 class FusedGelu(GELU):
@@ -152,6 +151,11 @@ class FusedHeadNorm(torch.nn.RMSNorm):
         return out
 
 
+def _like_the_first(first: torch.Tensor, *_: object) -> torch.Tensor:
+    """What the compiler is told of an operation whose result has the form of its first argument."""
+    return torch.empty_like(first, memory_format=torch.contiguous_format)
+
+
 @torch.library.custom_op("wan_animate::norm_tokens", mutates_args=())
 def norm_tokens(tokens: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor, eps: float) -> torch.Tensor:
     """Layer norm over the width of tokens (B, N, D), times `weight` plus `shift`, (D,) float32 each."""
@@ -163,9 +167,7 @@ def norm_tokens(tokens: torch.Tensor, weight: torch.Tensor, shift: torch.Tensor,
     return out
 
 
-@norm_tokens.register_fake
-def _(first: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty_like(first, memory_format=torch.contiguous_format)
+norm_tokens.register_fake(_like_the_first)
 
 
 @torch.library.custom_op("wan_animate::add_and_norm", mutates_args=())
@@ -197,8 +199,7 @@ def add_and_norm(
 
 @add_and_norm.register_fake
 def _(tokens: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-    like = torch.empty_like(tokens, memory_format=torch.contiguous_format)
-    return like, torch.empty_like(like)
+    return _like_the_first(tokens), _like_the_first(tokens)
 
 
 @torch.library.custom_op("wan_animate::attend_context", mutates_args=())
@@ -217,44 +218,39 @@ def attend_context(
     Keys and values are (B, S, D). The text always stands for 512 tokens: where it has fewer, its last one is
     the padding, and counts for all of it. Equal keys get equal shares, so that is exact.
     """
-    parts = (text_keys, text_values, picture_keys, picture_values)
+    text = text_keys.contiguous(), text_values.contiguous()
+    picture = picture_keys.contiguous(), picture_values.contiguous()
     if not queries.is_cuda:
-        return _attend_context_plain(queries, weight, eps, *parts, heads)
+        return _attend_context_plain(queries, weight, eps, text, picture, heads)
     queries = queries.contiguous()
-    text_keys, text_values, picture_keys, picture_values = (part.contiguous() for part in parts)
     out = torch.empty_like(queries)
     token_kernels().attend_context(
-        queries, weight, eps, (text_keys, text_values), (picture_keys, picture_values),
+        queries, weight, eps, text, picture,
         repeats=TEXT_TOKENS + 1 - text_keys.shape[1], heads=heads, out=out,
     )  # fmt: skip
     return out
 
 
-@attend_context.register_fake
-def _(first: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty_like(first, memory_format=torch.contiguous_format)
+attend_context.register_fake(_like_the_first)
 
 
 def _attend_context_plain(
     queries: torch.Tensor,
     weight: torch.Tensor,
     eps: float,
-    text_keys: torch.Tensor,
-    text_values: torch.Tensor,
-    picture_keys: torch.Tensor,
-    picture_values: torch.Tensor,
+    text: tuple[torch.Tensor, torch.Tensor],
+    picture: tuple[torch.Tensor, torch.Tensor],
     heads: int,
 ) -> torch.Tensor:
     normed = F.rms_norm(queries, queries.shape[-1:], weight, eps)
-    by_head = (part.unflatten(2, (heads, -1)) for part in (normed, picture_keys, picture_values))
-    seen = attend(*by_head, PLAIN)
     # The padding is spelled out: torch's attention has no weights for keys.
-    padding = TEXT_TOKENS - text_keys.shape[1]
-    text = (
-        torch.cat([part, part[:, -1:].expand(-1, padding, -1)], dim=1) for part in (text_keys, text_values)
+    padding = TEXT_TOKENS - text[0].shape[1]
+    whole = (torch.cat([part, part[:, -1:].expand(-1, padding, -1)], dim=1) for part in text)
+    read, seen = (
+        attend(*(part.unflatten(2, (heads, -1)) for part in (normed, *pair)), PLAIN)
+        for pair in (whole, picture)
     )
-    by_head = (part.unflatten(2, (heads, -1)) for part in (normed, *text))
-    return (attend(*by_head, PLAIN) + seen).flatten(2)
+    return (read + seen).flatten(2)
 
 
 @torch.library.custom_op("wan_animate::linear_gelu", mutates_args=())
@@ -288,9 +284,7 @@ def norm_and_rotate(
     return out
 
 
-@norm_and_rotate.register_fake
-def _(first: torch.Tensor, *_: object) -> torch.Tensor:
-    return torch.empty_like(first, memory_format=torch.contiguous_format)
+norm_and_rotate.register_fake(_like_the_first)
 
 
 def _norm_and_rotate_plain(

@@ -115,11 +115,7 @@ def _norm_and_rotate(
     row = tl.program_id(0).to(tl.int64)
     position = row % length
     lanes = tl.arange(0, BLOCK)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for start in tl.static_range(0, WIDTH, BLOCK):
-        value = tl.load(tokens + row * WIDTH + start + lanes).to(tl.float32)
-        squares += value * value
-    scale = tl.rsqrt(tl.sum(squares) / WIDTH + EPS)
+    scale = _inverse_rms_of(tokens + row * WIDTH, WIDTH, BLOCK, EPS)
     half = tl.arange(0, BLOCK // 2)
     for start in tl.static_range(0, WIDTH, BLOCK):
         value = tl.load(tokens + row * WIDTH + start + lanes).to(tl.float32)
@@ -171,12 +167,17 @@ def _norm_heads(
 @triton.jit
 def _inverse_rms(x, out, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
+    tl.store(out + row, _inverse_rms_of(x + row * WIDTH, WIDTH, BLOCK, EPS))
+
+
+@triton.jit
+def _inverse_rms_of(start_of_row, WIDTH: tl.constexpr, BLOCK: tl.constexpr, EPS: tl.constexpr):
     lane = tl.arange(0, BLOCK)
     squares = tl.zeros((BLOCK,), tl.float32)
     for start in tl.static_range(0, WIDTH, BLOCK):
-        value = tl.load(x + row * WIDTH + start + lane).to(tl.float32)
+        value = tl.load(start_of_row + start + lane).to(tl.float32)
         squares += value * value
-    tl.store(out + row, tl.rsqrt(tl.sum(squares) / WIDTH + EPS))
+    return tl.rsqrt(tl.sum(squares) / WIDTH + EPS)
 
 
 @triton.jit
