@@ -23,16 +23,6 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import GIB, installed
-from benchmarks.random_checkpoint import (
-    REAL_CONFIG,
-    REAL_SIZE,
-    RandomTensors,
-    hub_folder,
-    published_shapes,
-    write_checkpoint,
-    write_encoders,
-    write_lora,
-)
 
 RESULTS = Path(__file__).parent / "results"
 SHEET_COLUMNS, SHEET_ROWS, SHEET_WIDTH = 4, 3, 320  # pixels a frame
@@ -63,6 +53,17 @@ def main() -> None:
 def write_files(cache: Path) -> float:
     """Seconds it took; 0 where they are there."""
     from wan_animate.wan.runtime.weights import REGISTRY  # noqa: PLC0415 - reads the environment
+
+    from benchmarks.random_checkpoint import (  # noqa: PLC0415 - likewise
+        REAL_CONFIG,
+        REAL_SIZE,
+        RandomTensors,
+        hub_folder,
+        published_shapes,
+        write_checkpoint,
+        write_encoders,
+        write_lora,
+    )
 
     done = cache / "complete"
     if done.exists():

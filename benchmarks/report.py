@@ -240,7 +240,8 @@ def readme_tables(results: Results) -> str:
         runs = _runs_behind(card)
         dates = ", ".join(sorted({run["date"][:10] for run in runs}))
         caption = (
-            f"On one {runs[0]['gpu']}, {dates}; only ours is streamed, diffusers has it all on the card:"
+            f"On one {runs[0]['gpu']} a run, {dates}; "
+            "only ours is streamed, diffusers has it all on the card:"
         )
         tables = [table for table in (speed_table(card), memory_table(card)) if table]
         sections.append("\n\n".join([caption, *tables]))

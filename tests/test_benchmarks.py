@@ -1,6 +1,8 @@
 """The suite runs to its end at a tiny size, and its report says what is met, not met and missing."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -186,11 +188,11 @@ def test_the_readmes_tables_are_of_one_card_each_and_say_which(
     )
     report.main(["--readme"], folder=tmp_path)
     printed = capsys.readouterr().out
-    assert printed.startswith("On one NVIDIA H100, 2026-02-01;")
+    assert printed.startswith("On one NVIDIA H100 a run, 2026-02-01;")
     assert "| step at 1280×720 | – | – | **9 s** |" in printed  # the other card's 99 s are no peer
     assert "| whole clip at 1280×720, 4 steps, streamed | 60 s | 56 s | **43 s** |" in printed
     assert "| 1280×720 | 57 GiB | 41 GiB | **11.3 GiB** |" in printed
-    newest, older = printed.split("On one NVIDIA H200, 2026-01-01;")
+    newest, older = printed.split("On one NVIDIA H200 a run, 2026-01-01;")
     assert "20 steps" not in newest  # not measured there
     assert "| whole clip at 1280×720, 20 steps, streamed | – | – | **197 s** |" in older
     assert "99 s" not in older  # nothing of ours stands beside it
@@ -225,6 +227,12 @@ def test_a_finished_video_is_looked_at_by_decoding_it(tmp_path: Path):
     assert found["has_sound"]
     assert found["bytes"] == (app.EXAMPLES / "driving.mp4").stat().st_size
     assert 0 < (tmp_path / "sheet.png").stat().st_size < 4e6
+
+
+def test_the_app_s_benchmark_can_still_choose_the_hub_s_folder():
+    """The hub's library reads HF_HOME when it is imported: importing the benchmark must not import it."""
+    check = "import benchmarks.app, sys; sys.exit('huggingface_hub' in sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[1])
 
 
 def test_the_committed_results_can_be_read(capsys: pytest.CaptureFixture[str]):
