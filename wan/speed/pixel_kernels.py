@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 
 TILE = 4096  # elements a program works on: 16-byte accesses for 128 threads, four of them each
-MEMORY_FRAMES = 2  # a causal convolution over three frames looks back at two
-WINDOW = MEMORY_FRAMES + 1
 
 
 def norm_pixels(
@@ -28,24 +26,24 @@ def norm_pixels(
     new: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     silu: bool,
-    windowed: bool = False,
 ) -> None:
     """RMS norm over the channels of x (1, C, T, H, W), `bias` added first, SiLU after.
 
-    With `new`, `old` (or zeros) stand in front of it in `out`, and its last two frames go to `new` too;
-    `windowed` makes of that what `vae_layout.norm_silu_remember` says. All channels last.
+    With `new`, `old` (or zeros) stand in front of it in `out`, and its last frames go to `new` too, as many
+    as that has. An `out` of several times C channels gets as many frames in a row to a pixel, as
+    `vae_layout.norm_silu_remember` says. All channels last.
     """
     _, channels, length, height, width = x.shape
     block = triton.next_power_of_2(channels)
     tile = max(1, TILE // block)
     frame = height * width
-    before = 0 if new is None else MEMORY_FRAMES * frame
+    before = 0 if new is None else new.shape[2] * frame
     rows = before + length * frame
     _norm[(triton.cdiv(rows, tile),)](
         x, out, x if old is None else old, x if new is None else new, gamma,
         gamma if bias is None else bias, rows, before, rows - before, frame, scale,
         CHANNELS=channels, BLOCK=block, ROWS=tile, SILU=silu, OLD=old is not None, NEW=new is not None,
-        BIAS=bias is not None, WINDOW=WINDOW if windowed else 1, num_warps=4,
+        BIAS=bias is not None, WINDOW=out.shape[1] // channels, num_warps=4,
     )  # fmt: skip
 
 

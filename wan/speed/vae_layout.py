@@ -229,9 +229,7 @@ def norm_silu_remember(
     shape = (WINDOW * channels, length) if windowed else (channels, MEMORY_FRAMES + length)
     out = torch.empty((1, *shape, height, width), **like)
     new = torch.empty((1, channels, MEMORY_FRAMES, height, width), **like)
-    pixel_kernels().norm_pixels(
-        x, norm.gamma, norm.scale, out=out, old=old, new=new, bias=bias, silu=True, windowed=windowed
-    )
+    pixel_kernels().norm_pixels(x, norm.gamma, norm.scale, out=out, old=old, new=new, bias=bias, silu=True)
     return out, new
 
 
